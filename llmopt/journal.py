@@ -1,0 +1,105 @@
+"""A journal for long work: what is finished is on disk before it is reported.
+
+`run` maps a function over items through any `concurrent.futures` executor (a local process pool,
+or `distributed.Client(...).get_executor()`). Killed at any moment, it goes on with what is missing;
+the values do not depend on the order in which they were finished.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from pathlib import Path
+
+from llmopt.config import InputError
+
+
+class Journal:
+    """A durable dictionary from string keys to JSON values, in one SQLite file."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db.execute("pragma journal_mode=wal")
+            self._db.execute("pragma synchronous=normal")
+            self._db.execute("create table if not exists done (key text primary key, value text)")
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{path}: not a usable journal ({error}); delete it to start afresh") \
+                from None
+
+    def get(self, key: str) -> dict | None:
+        row = self._db.execute("select value from done where key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, key: str, value: dict) -> None:
+        try:
+            self._db.execute("insert or replace into done values (?, ?)", (key, json.dumps(value)))
+        except sqlite3.OperationalError as error:  # a full disk, most of all
+            raise InputError(
+                f"{self.path}: cannot record results ({error}); what was recorded is kept: "
+                "free some space and run the same command again"
+            ) from None
+
+    def keys(self) -> set[str]:
+        return {row[0] for row in self._db.execute("select key from done")}
+
+    def items(self) -> Iterator[tuple[str, dict]]:
+        """Every entry, by key: the order in which work was finished leaves no trace."""
+        for key, value in self._db.execute("select key, value from done order by key"):
+            yield key, json.loads(value)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def run(
+    journal: Journal,
+    fn: Callable[[object], dict],
+    items: Mapping[str, object],
+    executor: Executor | None = None,
+    on_done: Callable[[str, dict], None] | None = None,
+) -> None:
+    """Put `fn(item)` under its key for every item that the journal lacks.
+
+    At most a few tasks per worker are in flight, so that an interrupt loses little. On an exception
+    in `fn` or an interrupt, what is finished is recorded first and the exception raised then.
+    """
+    done = journal.keys()
+    todo = iter([(key, item) for key, item in items.items() if key not in done])
+
+    def record(key: str, value: dict) -> None:
+        journal.put(key, value)
+        if on_done:
+            on_done(key, value)
+
+    if executor is None:
+        for key, item in todo:
+            record(key, fn(item))
+        return
+    flying: dict = {}
+    try:
+        while True:
+            for key, item in todo:
+                flying[executor.submit(fn, item)] = key
+                if len(flying) >= 32:
+                    break
+            if not flying:
+                return
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                record(flying.pop(future), future.result())
+    finally:
+        for future in flying:
+            future.cancel()
+        for future, key in flying.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                record(key, future.result())
