@@ -1,0 +1,147 @@
+"""Prompt and answer: what the model reads, what it is to write, and how its writing is read back.
+
+    <|minsize|><|input|>define i32 @f0(i32 %0) …
+    <|passes|><|sroa<modify-cfg>|><|-Oz|><|before|>12<|after|>5<|code|>define … <|end|>
+
+As in the paper (Section II-A, Figure 1) the pass list comes first, so that deployment can stop
+after it; both instruction counts and the optimised code are auxiliary tasks. Symbols are renamed
+(`ir.rename`), exactly reversibly. This module neither runs a model nor judges generated code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmopt import ir, passes
+from llmopt.config import InputError, check_protocol
+from llmopt.tokenizer import AFTER, BEFORE, CODE, END, INPUT, PASSES, Tokenizer, mark
+
+_MARK = re.compile(r"<\|([^|]*)\|>")
+Part = tuple[bool, str]  # (is it a mark?, text): text is never searched for marks
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example: a function, its best pass list, and what LLVM makes of it.
+
+    `ir` and `optimised` are normalised IR, before and after the list; `before` and `after` are
+    their instruction counts.
+    """
+
+    id: str
+    protocol: str
+    ir: str
+    passes: tuple[str, ...]
+    before: int
+    after: int
+    optimised: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What could be read of an answer. Parts that are missing or unreadable are None, and `error`
+    then says what was wrong first; a list that stands is a valid one (`passes.check`)."""
+
+    passes: tuple[str, ...] | None = None
+    before: int | None = None
+    after: int | None = None
+    code: str | None = None
+    error: str | None = None
+
+
+def _prompt(renamed: str, protocol: str) -> list[Part]:
+    return [(True, mark(check_protocol(protocol))), (True, INPUT), (False, renamed)]
+
+
+def _answer(example: Example, names: dict[str, str]) -> list[Part]:
+    code = ir.substitute(example.optimised, {own: short for short, own in names.items()})
+    return [
+        (True, PASSES),
+        *((True, mark(name)) for name in passes.check(example.passes)),
+        (True, BEFORE),
+        (False, str(example.before)),
+        (True, AFTER),
+        (False, str(example.after)),
+        (True, CODE),
+        (False, code),
+        (True, END),
+    ]
+
+
+def _text(parts: Iterable[Part]) -> str:
+    return "".join(text for _, text in parts)
+
+
+def _ids(parts: Iterable[Part], tokenizer: Tokenizer) -> list[int]:
+    return [
+        number
+        for is_mark, text in parts
+        for number in ([tokenizer.ids[text]] if is_mark else tokenizer.encode(text))
+    ]
+
+
+def render_prompt(text: str, protocol: str) -> tuple[str, dict[str, str]]:
+    """The prompt for one function's normalised IR, and `{short name: the program's own}`."""
+    renamed, names = ir.rename(text)
+    return _text(_prompt(renamed, protocol)), names
+
+
+def render_answer(example: Example, names: dict[str, str]) -> str:
+    """The answer that the model is to learn, in the short names of `render_prompt`."""
+    return _text(_answer(example, names))
+
+
+def encode_prompt(text: str, protocol: str, tokenizer: Tokenizer) -> tuple[list[int], dict]:
+    """`render_prompt` as token ids, with the same names."""
+    renamed, names = ir.rename(text)
+    return _ids(_prompt(renamed, protocol), tokenizer), names
+
+
+def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """Token ids of prompt and answer, and how many of them are the prompt's."""
+    prompt, names = encode_prompt(example.ir, example.protocol, tokenizer)
+    return prompt + _ids(_answer(example, names), tokenizer), len(prompt)
+
+
+def length(example: Example, tokenizer: Tokenizer) -> int:
+    """Tokens of prompt and answer together: what the context (2,048 in the paper) must hold."""
+    return len(encode(example, tokenizer)[0])
+
+
+def parse_answer(text: str, names: dict[str, str]) -> Answer:
+    """Read generated text; never raises, whatever the text.
+
+    Code gets the program's own names back. Everything after the code mark is code, up to one end
+    mark at its very end, so a string constant that reads like a mark does no harm. An answer that
+    stops right after its list (deployment) is one without an error.
+    """
+    head, code_mark, code = text.partition(CODE)
+    listed, before_mark, counts = head.partition(BEFORE)
+    if not listed.startswith(PASSES) or not before_mark:
+        return Answer(error="no pass list")
+    inside = listed.removeprefix(PASSES)
+    chosen = tuple(_MARK.findall(inside))
+    if _MARK.sub("", inside) or not chosen:
+        return Answer(error="the pass list is empty or holds text")
+    try:
+        passes.check(chosen)
+    except InputError as error:
+        return Answer(error=str(error))
+    if not counts and not code_mark:
+        return Answer(passes=chosen)
+    before, after_mark, after = counts.partition(AFTER)
+    before, after = _number(before), _number(after)
+    error = None
+    if before is None or after is None:
+        error = "no count before" if before is None else "no count after"
+    if not code_mark:
+        return Answer(chosen, before, after, error=error or "no code")
+    if not code.endswith(END):
+        error = error or "the code is cut off"
+    return Answer(chosen, before, after, ir.restore(code.removesuffix(END), names), error)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else None
