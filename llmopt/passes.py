@@ -44,12 +44,12 @@ _BY_KIND = {
         adce aggressive-instcombine alignment-from-assumptions assume-builder assume-simplify bdce
         break-crit-edges callsite-splitting chr consthoist constraint-elimination
         correlated-propagation dce dfa-jump-threading div-rem-pairs drop-unnecessary-assumes dse
-        early-cse early-cse<memssa> expand-memcmp fix-irreducible flatten-cfg float2int
+        early-cse early-cse<memssa> fix-irreducible flatten-cfg float2int
         function-simplification<O1> function-simplification<O2> function-simplification<O3>
         function-simplification<Os> function-simplification<Oz> guard-widening gvn gvn<no-pre>
-        gvn<memoryssa> gvn-hoist gvn-sink indirectbr-expand infer-address-spaces infer-alignment
+        gvn<memoryssa> gvn-hoist gvn-sink infer-address-spaces infer-alignment
         inject-tli-mappings instcombine<no-verify-fixpoint>
-        instcombine<no-verify-fixpoint;max-iterations=2> instsimplify interleaved-load-combine irce
+        instcombine<no-verify-fixpoint;max-iterations=2> instsimplify irce
         jump-table-to-switch jump-threading lcssa libcalls-shrinkwrap load-store-vectorizer
         loop-data-prefetch loop-distribute loop-fusion loop-load-elim loop-simplify loop-sink
         loop-unroll loop-unroll<O1> loop-unroll<O3;full-unroll-max=0;no-partial;no-runtime>
@@ -64,7 +64,7 @@ _BY_KIND = {
         simplifycfg<forward-switch-cond;switch-range-to-icmp;switch-to-arithmetic>
         simplifycfg<forward-switch-cond;switch-range-to-icmp;switch-to-lookup;no-keep-loops>
         simplifycfg<no-speculate-blocks> sink slp-vectorizer slsr speculative-execution
-        sroa<modify-cfg> sroa<preserve-cfg> structurizecfg tailcallelim typepromotion
+        sroa<modify-cfg> sroa<preserve-cfg> structurizecfg tailcallelim 
         unify-loop-exits unreachableblockelim vector-combine""",
     "loop": """
         canon-freeze indvars loop-bound-split loop-deletion loop-flatten loop-idiom
@@ -102,7 +102,7 @@ _EXCLUDED = {
         replace-with-veclib simplify-type-tests lowertypetests""",
     "lowers for a target, or needs its target machine": """
         atomic-expand callbr-prepare codegenprepare complex-deinterleaving dwarf-eh-prepare
-        expand-ir-insts expand-reductions expand-variadics free-machine-function gc-lowering
+        expand-memcmp indirectbr-expand interleaved-load-combine typepromotion expand-ir-insts expand-reductions expand-variadics free-machine-function gc-lowering
         global-merge hardware-loops interleaved-access lower-emutls lower-global-dtors lower-ifunc
         pre-isel-intrinsic-lowering select-optimize shadow-stack-gc-lowering sjlj-eh-prepare
         wasm-eh-prepare win-eh-prepare dxil-upgrade""",
@@ -168,8 +168,10 @@ def parse(text: str) -> tuple[str, ...]:
     while at < len(text):
         item = _ITEM.match(text, at)
         if item is None:
-            raise InputError(f"pass list {text!r}: cannot read it at character {at + 1}; "
-                             "separate pass names by commas")
+            raise InputError(
+                f"pass list {text!r}: cannot read it at character {at + 1}; "
+                "separate pass names by commas"
+            )
         passes.append(item[1])
         at = item.end()
     return check(passes)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from llmopt import llvm, passes
+from llmopt.config import InputError
 from llmopt.llvm import Module, Run
 
 SECONDS = 10.0  # a candidate of one function takes about a millisecond
@@ -83,7 +84,8 @@ class Sandbox:
         if self._worker is None or self._worker.poll() is not None:
             if self._worker is not None:
                 self._bury(())
-            self._stderr.truncate(0)
+            self._stderr.seek(0)
+            self._stderr.truncate()
             self._worker = subprocess.Popen(
                 [sys.executable, "-m", "llmopt.sandbox", str(self.seconds), str(self.memory_mb)],
                 stdin=subprocess.PIPE,
@@ -103,13 +105,19 @@ class Sandbox:
         said = self._stderr.read().decode(errors="replace").strip()
         number = -code if code < 0 else None
         if number == signal.SIGALRM:
-            return Run(names, "timeout", message=f"no answer in {self.seconds:g} s", signal=number,
-                       seconds=self.seconds)
+            return Run(
+                names,
+                "timeout",
+                message=f"no answer in {self.seconds:g} s",
+                signal=number,
+                seconds=self.seconds,
+            )
         message = _first_words(said) or (signal.strsignal(number) if number else f"exit {code}")
         memory = any(word in said for word in ("out of memory", "bad_alloc", "MemoryError"))
         if memory or number == signal.SIGKILL:
-            return Run(names, "memory", message=f"{message} (limit {self.memory_mb} MiB)",
-                       signal=number)
+            return Run(
+                names, "memory", message=f"{message} (limit {self.memory_mb} MiB)", signal=number
+            )
         return Run(names, "crash", message=message, signal=number)
 
     def close(self) -> None:
@@ -149,9 +157,9 @@ def _first_words(stderr: str) -> str:
     for line in lines:
         if "LLVM ERROR" in line or "Assertion" in line or "error:" in line:
             return line.strip()[:500]
-    return " ".join(line.strip() for line in lines if not line.startswith(("PLEASE", "#", "Stack")))[
-        :500
-    ]
+    return " ".join(
+        line.strip() for line in lines if not line.startswith(("PLEASE", "#", "Stack"))
+    )[:500]
 
 
 def _decode(kind: str, item: object, answer: list) -> object:
@@ -173,8 +181,13 @@ def _run(module: Module, names: Sequence[str], text: bool) -> dict:
 
 def _row(run: Run, **more: object) -> dict:
     """Only what differs from the defaults travels."""
-    row = {"status": run.status, "count": run.count, "text": run.text, "message": run.message,
-           "seconds": run.seconds}
+    row = {
+        "status": run.status,
+        "count": run.count,
+        "text": run.text,
+        "message": run.message,
+        "seconds": run.seconds,
+    }
     return {key: value for key, value in row.items() if value not in (None, "", "ok")} | more
 
 
@@ -182,10 +195,13 @@ def _walk(module: Module, names: Sequence[str]) -> list[dict]:
     steps: list[dict] = []
     with module.clone() as copy:
         for length, name in enumerate(names, start=1):
-            copy.run(passes.pipeline([name]))
-            broken = copy.verify()
-            if broken:
-                steps.append({"status": "invalid", "message": broken, "length": length})
+            try:
+                copy.run(passes.pipeline([name]))
+                status, message = "invalid", copy.verify()
+            except InputError as error:
+                status, message = "refused", str(error)
+            if message:
+                steps.append({"status": status, "message": message, "length": length})
                 break
             steps.append({"count": copy.count(), "length": length})
     return steps
