@@ -193,14 +193,16 @@ def classify_error(message: str) -> str:
     """The class of Table V that a message of LLVM's parser or verifier belongs to.
 
     The paper gives the classes' names, not its rules, so the rules are ours: a use that its
-    definition does not dominate counts as forward referenced, a wrong kind of literal as an invalid
-    constant, and an undefined `@name` as a function where the line quoted with it calls that name.
+    definition does not dominate is forward referenced, a wrong kind of literal an invalid constant,
+    and an undefined `@name` a function, unless the line quoted with it does not call it.
     """
     undefined = re.search(r"use of undefined (?:value|comdat|metadata) '([^']*)'", message)
     if undefined:
         name = undefined.group(1)
         called = re.search(rf"\b(call|invoke)\b.*{re.escape(name)}", message)
-        return "undefined function" if called and name.startswith("@") else "undefined value"
+        quoted = "\n" in message.strip()
+        function = name.startswith("@") and (called or not quoted)
+        return "undefined function" if function else "undefined value"
     for name, pattern in _MESSAGES:
         if re.search(pattern, message, re.IGNORECASE):
             return name

@@ -105,3 +105,10 @@ def test_error_classes_of_real_messages(name, text):
         llvm.parse_assembly(text).verify()
     assert metrics.classify_error(str(error.value)) == name
     assert name in metrics.ERRORS
+
+
+def test_messages_without_the_quoted_line_are_classified_too():
+    bare = "not valid LLVM-IR: line 2: use of undefined value "
+    assert metrics.classify_error(bare + "'@g'") == "undefined function"
+    assert metrics.classify_error(bare + "'%3'") == "undefined value"
+    assert metrics.classify_error("a message never seen") == "other"
