@@ -40,7 +40,11 @@ def main() -> int:
     output = args.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    command = [str(Path(sys.executable).parent / "jupyter-book"), "build", str(args.source.resolve())]
+    command = [
+        str(Path(sys.executable).parent / "jupyter-book"),
+        "build",
+        str(args.source.resolve()),
+    ]
     command += ["--path-output", str(output), "-n", "-W", "--keep-going", "-q"]
     code = subprocess.run(command, cwd=args.source, env=environment()).returncode
     if code:

@@ -1,9 +1,9 @@
 """Run a notebook again when the code, the scale or the data behind it changes.
 
 jupyter-cache finds an executed notebook by a hash of its code cells and its kernelspec, so a page
-would stay as it was after an edit in `llmopt/`. This extension puts one more key into the kernelspec
-when Sphinx reads the notebook, which makes it part of that hash, and tells Sphinx which pages have a
-new key. The old outputs stay in the cache: going back to an earlier state or scale runs nothing.
+would stay as it was after an edit in `llmopt/`. This extension puts one more key into the
+kernelspec when Sphinx reads the notebook, which makes it part of that hash, and tells Sphinx which
+pages have a new key. The old outputs stay: going back to an earlier state or scale runs nothing.
 """
 
 from __future__ import annotations
