@@ -224,7 +224,9 @@ def compile(  # noqa: A001 - the module is the namespace
     return Compilation(True, ir, None, command, done.seconds, headers)
 
 
-_ERROR = re.compile(r"^(?P<where>[^\s:][^:\n]*:\d+):(?:\d+:)? (?:fatal )?error: (?P<what>.+)$", re.M)
+_ERROR = re.compile(
+    r"^(?P<where>[^\s:][^:\n]*:\d+):(?:\d+:)? (?:fatal )?error: (?P<what>.+)$", re.M
+)
 
 
 def _first_error(done: Execution, name: str) -> str:
