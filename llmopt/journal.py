@@ -8,9 +8,11 @@ the values do not depend on the order in which they were finished.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 from llmopt.config import InputError
@@ -104,3 +106,32 @@ def run(
         for future, key in flying.items():
             if future.done() and not future.cancelled() and future.exception() is None:
                 record(key, future.result())
+
+
+@contextmanager
+def workers(count: int | None = None, scheduler: str | None = None) -> Iterator[Executor]:
+    """The executor that long work runs on: `count` local workers (all cores by default), or the
+    Dask cluster at the address `scheduler`.
+
+    Local workers are threads: each drives processes of its own (`sandbox`, clang), so the work is
+    in processes and none is left behind when this one is killed.
+    """
+    if scheduler:
+        try:
+            from distributed import Client
+        except ImportError:
+            raise InputError("--scheduler needs Dask: pip install distributed") from None
+        try:
+            client = Client(scheduler, timeout=10)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise InputError(
+                f"--scheduler {scheduler}: no Dask scheduler answers ({error})"
+            ) from None
+        with client:
+            yield client.get_executor()
+        return
+    executor = ThreadPoolExecutor(count or os.cpu_count())
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

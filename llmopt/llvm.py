@@ -250,6 +250,8 @@ class Module:
 
     def run(self, pipeline: str) -> None:
         """Apply LLVM's textual pipeline in place. Raises `InputError` where LLVM refuses it."""
+        if not pipeline:
+            return
         error = load().LLVMRunPasses(self._ref, pipeline.encode(), None, _options(self.protocol))
         if error:
             message = _take(load().LLVMGetErrorMessage(error), "LLVMDisposeErrorMessage")
@@ -358,7 +360,9 @@ def opt(
     seconds: float = 60.0,
 ) -> Run:
     """One list through the `opt` executable: any LLVM, at the price of a process a list."""
-    command = [str(find_opt()), "-S", f"-passes={passes.pipeline(passes_)}"]
+    command = [str(find_opt()), "-S"]
+    if passes_:
+        command.append(f"-passes={passes.pipeline(passes_)}")
     if protocol == "minsize":
         command += ["-vectorize-loops=false", "-vectorize-slp=true"]
     started = time.perf_counter()

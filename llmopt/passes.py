@@ -30,14 +30,14 @@ _ADAPTOR = {
 
 _BY_KIND = {
     "module": """
-        always-inline attributor attributor-light called-value-propagation canonicalize-aliases
+        always-inline attributor-light called-value-propagation canonicalize-aliases
         constmerge deadargelim elim-avail-extern globaldce globalopt globalsplit hotcoldsplit
         inferattrs inliner-wrapper inliner-wrapper-no-mandatory-first iroutliner ipsccp
         ipsccp<func-spec> loop-extract loop-extract<single> mergefunc module-inline openmp-opt
         openmp-opt-postlink partial-inliner rel-lookup-table-converter rpo-function-attrs
         scc-oz-module-inliner strip-dead-prototypes""",
     "cgscc": """
-        argpromotion attributor-cgscc attributor-light-cgscc function-attrs
+        argpromotion attributor-light-cgscc function-attrs
         function-attrs<skip-non-recursive-function-attrs> inline inline<only-mandatory>
         openmp-opt-cgscc""",
     "function": """
@@ -53,8 +53,8 @@ _BY_KIND = {
         jump-table-to-switch jump-threading lcssa libcalls-shrinkwrap load-store-vectorizer
         loop-data-prefetch loop-distribute loop-fusion loop-load-elim loop-simplify loop-sink
         loop-unroll loop-unroll<O1> loop-unroll<O3;full-unroll-max=0;no-partial;no-runtime>
-        loop-vectorize loop-versioning lower-atomic lower-constant-intrinsics lower-expect
-        lower-guard-intrinsic lower-invoke lower-matrix-intrinsics lower-switch
+        loop-vectorize loop-versioning lower-constant-intrinsics lower-expect
+        lower-guard-intrinsic lower-matrix-intrinsics lower-switch
         lower-widenable-condition make-guards-explicit mem2reg memcpyopt mergeicmps mergereturn
         mldst-motion mldst-motion<split-footer-bb> move-auto-init nary-reassociate newgvn
         partially-inline-libcalls reassociate reg2mem sccp scalarize-masked-mem-intrin scalarizer
@@ -64,7 +64,7 @@ _BY_KIND = {
         simplifycfg<forward-switch-cond;switch-range-to-icmp;switch-to-arithmetic>
         simplifycfg<forward-switch-cond;switch-range-to-icmp;switch-to-lookup;no-keep-loops>
         simplifycfg<no-speculate-blocks> sink slp-vectorizer slsr speculative-execution
-        sroa<modify-cfg> sroa<preserve-cfg> structurizecfg tailcallelim 
+        sroa<modify-cfg> sroa<preserve-cfg> tailcallelim 
         unify-loop-exits unreachableblockelim vector-combine""",
     "loop": """
         canon-freeze indvars loop-bound-split loop-deletion loop-flatten loop-idiom
@@ -100,12 +100,15 @@ _EXCLUDED = {
         inliner-ml-advisor-release memprof-context-disambiguation memprof-use pgo-icall-prom
         pgo-instr-use pgo-memop-opt sample-profile wholeprogramdevirt extract-blocks
         replace-with-veclib simplify-type-tests lowertypetests""",
+    "changes what a program computes (tests/test_semantics.py), or may outside its own place": """
+        attributor attributor-cgscc lower-atomic lower-invoke structurizecfg""",
     "lowers for a target, or needs its target machine": """
         atomic-expand callbr-prepare codegenprepare complex-deinterleaving dwarf-eh-prepare
-        expand-memcmp indirectbr-expand interleaved-load-combine typepromotion expand-ir-insts expand-reductions expand-variadics free-machine-function gc-lowering
-        global-merge hardware-loops interleaved-access lower-emutls lower-global-dtors lower-ifunc
+        dxil-upgrade expand-ir-insts expand-memcmp expand-reductions expand-variadics
+        free-machine-function gc-lowering global-merge hardware-loops indirectbr-expand
+        interleaved-access interleaved-load-combine lower-emutls lower-global-dtors lower-ifunc
         pre-isel-intrinsic-lowering select-optimize shadow-stack-gc-lowering sjlj-eh-prepare
-        wasm-eh-prepare win-eh-prepare dxil-upgrade""",
+        typepromotion wasm-eh-prepare win-eh-prepare""",
     "serves another language, runtime or accelerator; nothing to do in C and C++ functions": """
         coro-annotation-elide coro-cleanup coro-early coro-elide coro-split
         hipstdpar-interpose-alloc hipstdpar-math-fixup hipstdpar-select-accelerator-code objc-arc
