@@ -1,0 +1,202 @@
+"""The stages in order, each made once for the current scale and kept below `config.home()`.
+
+    functions() -> labels() -> examples() -> tokenizer() -> model()
+
+A stage's folder is named after a key over its code (with all it imports), its settings and the
+stage before it: an edit makes what depends on it again and leaves the rest. A notebook asks for
+what it needs; whatever is missing is made then and there, with a progress bar, and a stage that was
+interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from llmopt import autotune, baselines, config, corpus, journal, passes, prompt, sandbox, sources
+from llmopt import tokenizer as tokenizers
+from llmopt.config import PROTOCOLS, InputError
+from llmopt.prompt import Example
+
+
+def stage(name: str, modules: tuple[str, ...], settings: object) -> Path:
+    """The folder of a stage: what it holds depends on nothing but the arguments and our code."""
+    text = f"{config.fingerprint(*modules)}\n{settings!r}"
+    key = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return config.home() / config.scale().name / f"{name}-{key}"
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str = "function") -> Iterator[tqdm]:
+    with tqdm(total=total, desc=title, unit=unit, smoothing=0.05) as bar:
+        yield bar
+
+
+def corpus_folder() -> Path:
+    """Where the current scale's corpus is; `report.json` there tells how it came about."""
+    scale = config.scale()
+    manifest = hashlib.sha256(sources.MANIFEST.read_bytes()).hexdigest()
+    settings = (scale.name, scale.max_functions_per_project, scale.max_chars, manifest)
+    return stage("corpus", ("corpus",), settings)
+
+
+def functions() -> pd.DataFrame:
+    """The corpus: a row a function (`corpus.COLUMNS`), fetched and compiled at first use."""
+    folder = corpus_folder()
+    if not (folder / "functions.parquet").exists():
+        with journal.workers() as executor:
+            corpus.build(config.scale(), folder, executor, progress=True)
+    return pd.read_parquet(folder / "functions.parquet")
+
+
+def report() -> dict:
+    """What became of every source file of the corpus (`corpus.build`)."""
+    functions()
+    return json.loads((corpus_folder() / "report.json").read_text())
+
+
+def labels_folder() -> Path:
+    scale = config.scale()
+    settings = (corpus_folder().name, scale.search_compilations, scale.broadcast_lists)
+    return stage("labels", ("autotune",), settings)
+
+
+def labels() -> pd.DataFrame:
+    """The autotuner's labels (`autotune.LABEL_COLUMNS`), two rows a function."""
+    folder = labels_folder()
+    if not (folder / "labels.parquet").exists():
+        rows = functions()
+        scale = config.scale()
+        with journal.workers() as executor, _bar("autotune", 4 * len(rows), "task") as bar:
+            saved = 0
+
+            def on_done(_: str, row: dict) -> None:
+                nonlocal saved
+                saved += max(0, row.get("oz", 0) - row.get("best", 0))
+                bar.set_postfix(saved=f"{saved} instructions", refresh=False)
+                bar.update()
+
+            autotune.label(
+                rows,
+                folder,
+                scale.search_compilations,
+                scale.broadcast_lists,
+                executor,
+                on_done,
+            )
+    return autotune.read_labels(folder / "labels.parquet")
+
+
+def _answers_folder() -> Path:
+    return stage("answers", ("prompt", "sandbox"), labels_folder().name)
+
+
+def answers() -> pd.DataFrame:
+    """Labels with what LLVM makes of their lists (`optimised`) and the function's columns."""
+    path = _answers_folder() / "answers.parquet"
+    if not path.exists():
+        table = labels().merge(functions().drop(columns="unoptimised"), on="id")
+        with journal.workers() as executor, _bar("optimise", len(table)) as bar:
+
+            def optimised(row: tuple[str, str, str]) -> str | None:
+                text, protocol, listed = row
+                run = sandbox.shared().run(text, protocol, [passes.parse(listed)], text=True)[0]
+                bar.update()
+                return run.text if run.ok else None
+
+            rows = zip(table.ir, table.protocol, table.passes, strict=True)
+            table["optimised"] = list(executor.map(optimised, rows))
+        buffer = io.BytesIO()
+        table.dropna(subset=["optimised"]).to_parquet(buffer, index=False, compression="zstd")
+        config.write_atomic(path, buffer.getvalue())
+    return pd.read_parquet(path)
+
+
+def examples(split: str) -> list[Example]:
+    """The examples of a split, both protocols, in the order of ids."""
+    table = answers()
+    return [
+        Example(
+            row.id,
+            row.protocol,
+            row.ir,
+            passes.parse(row.passes),
+            int(row.unoptimised),
+            int(row.best),
+            row.optimised,
+        )
+        for row in table[table.split == split].itertuples()
+    ]
+
+
+def tokenizer_folder() -> Path:
+    settings = (_answers_folder().name, config.scale().vocabulary)
+    return stage("tokenizer", ("tokenizer", "prompt"), settings)
+
+
+def tokenizer() -> tokenizers.Tokenizer:
+    """The tokenizer trained on the train split: prompts and answers, renamed, marks left out."""
+    folder = tokenizer_folder()
+    if not folder.exists():
+        texts = (text for example in examples("train") for text in prompt.texts(example))
+        tokenizers.train(texts, config.scale().vocabulary).save(folder)
+    return tokenizers.load(folder)
+
+
+def model_folder() -> Path:
+    scale = config.scale()
+    settings = (
+        tokenizer_folder().name,
+        scale.max_tokens,
+        scale.preset,
+        scale.train_steps,
+        scale.tokens_per_batch,
+        scale.learning_rate,
+    )
+    return stage("model", ("train", "baselines"), settings)
+
+
+def single_lists(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The `baselines.single_list` of each protocol that was recorded beside a model."""
+    path = folder / "baselines.json"
+    try:
+        recorded = json.loads(path.read_text())["single-list"]
+        return {protocol: passes.parse(recorded[protocol]) for protocol in PROTOCOLS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no usable baselines beside the model ({error}); name a folder that "
+            "`llmopt train` made"
+        ) from None
+
+
+def model(on_step=None) -> Path:
+    """The folder of the model trained on the train split, with the baselines' lists beside it.
+
+    `on_step` is handed to `train.train`: called with each logged row while the model learns.
+    """
+    from llmopt import train  # torch, for those who need it
+
+    scale, folder = config.scale(), model_folder()
+    final = folder / "final"
+    if not (final / "baselines.json").exists():
+        recipe = train.recipe(scale)
+        made = train.train(
+            examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step
+        )
+        rows = functions()
+        rows = rows[rows.split == "train"]
+        with journal.workers() as executor:
+            lists = {
+                protocol: passes.format(baselines.single_list(rows, labels(), protocol, executor))
+                for protocol in PROTOCOLS
+            }
+        text = json.dumps({"single-list": lists}, indent=1)
+        config.write_atomic(made / "baselines.json", text.encode())
+    return final
