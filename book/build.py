@@ -15,6 +15,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROFILE = """\
+c.IPKernelApp.log_level = 40  # no note about each kernel's transport
+c.InlineBackend.figure_formats = {"svg"}  # sharp on every screen
+"""
 
 
 def environment() -> dict[str, str]:
@@ -26,7 +30,7 @@ def environment() -> dict[str, str]:
     env["IPYTHONDIR"] = str(made / "ipython")
     profile = made / "ipython" / "profile_default" / "ipython_kernel_config.py"
     profile.parent.mkdir(parents=True, exist_ok=True)
-    profile.write_text("c.IPKernelApp.log_level = 40  # no note about each kernel's transport\n")
+    profile.write_text(PROFILE)
     env["MPLCONFIGDIR"] = str(made / "matplotlib")
     env["TQDM_DISABLE"] = "1"  # progress bars are for live runs; on a page they are noise
     return env
