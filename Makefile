@@ -50,8 +50,8 @@ test: env browser ## Run the tests (pass options with ARGS="-k name")
 
 lint: env ## Check style, and that notebooks hold no outputs
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/ruff format --check --output-format concise .
+	@$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 bench: env ## Time LLVM in process against opt, and the other benchmarks
 	@$(BIN)/llmopt bench $(ARGS)
