@@ -200,3 +200,9 @@ def model(on_step=None) -> Path:
         text = json.dumps({"single-list": lists}, indent=1)
         config.write_atomic(made / "baselines.json", text.encode())
     return final
+
+
+def test_functions() -> pd.DataFrame:
+    """The functions that the scale evaluates on: the first of the test split, by id."""
+    rows = functions()
+    return rows[rows.split == "test"].head(config.scale().test_functions)

@@ -1,0 +1,491 @@
+"""The command line: arguments in, calls to the package, text or JSON out; nothing else.
+
+Exits: 0 done, 1 the check or evaluation failed, 2 bad usage or input (one line on standard error),
+130 interrupted (what was done is kept).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmopt import config
+from llmopt.config import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Large language models for compiler optimization: search, train, evaluate, optimise.",
+)
+corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(corpus_app, name="corpus", help="Build the corpus, or look at code of your own.")
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench", help="Measure, as ratios within one run.")
+
+Scale = Annotated[
+    str | None,
+    typer.Option("--scale", help="smoke, classroom, reference or paper [env: LLMOPT_SCALE]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option("--model", help="A folder that `llmopt train` made; else the scale's own model."),
+]
+
+
+def say(text: str) -> None:
+    """A line for people, out of the way of standard output."""
+    print(f"llmopt: {text}", file=sys.stderr)
+
+
+def set_scale(name: str | None) -> config.Scale:
+    scale = config.scale(name)
+    os.environ["LLMOPT_SCALE"] = scale.name  # the pipeline and its workers read it there
+    return scale
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, unit="function", file=sys.stderr, disable=None) as progress:
+        yield progress
+
+
+def emit(value: dict) -> None:
+    print(json.dumps(value, indent=1))
+
+
+# --- doctor ------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: llmopt doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """What was found of LLVM, clang and opt, and the command that mends what is missing."""
+    from llmopt import frontend, llvm
+
+    def library() -> str:
+        return f"{llvm.version()} ({llvm.find_library()})"
+
+    def clang() -> str:
+        command, version = frontend.available()
+        return f"{version} ({command})"
+
+    checks = {}
+    needed = {"libLLVM": library, "clang": clang, "opt": lambda: str(llvm.find_opt())}
+    for name, check in needed.items():
+        try:
+            checks[name] = {"ok": True, "found": check()}
+        except InputError as error:
+            checks[name] = {"ok": False, "mend": str(error)}
+    checks["home"] = {"ok": True, "found": str(config.home())}
+    if as_json:
+        emit(checks)
+    else:
+        for name, found in checks.items():
+            mark = "ok     " if found["ok"] else "missing"
+            print(f"{mark} {name:8} {found.get('found') or found['mend']}")
+    # `opt` only serves tests, benchmarks and other LLVMs.
+    if not all(found["ok"] for name, found in checks.items() if name != "opt"):
+        raise typer.Exit(1)
+
+
+# --- the pipeline ------------------------------------------------------------------------------
+
+
+@corpus_app.command("build", epilog="Example: llmopt corpus build --scale classroom")
+def corpus_build(scale: Scale = None, as_json: Json = False) -> None:
+    """Fetch, compile, split and deduplicate the scale's projects."""
+    set_scale(scale)
+    from llmopt import pipeline
+
+    report = pipeline.report()
+    if as_json:
+        emit(report)
+        return
+    print(f"{'project':24} {'split':6} {'files':>6} {'compiled':>9} {'functions':>10} {'kept':>6}")
+    for row in report["projects"]:
+        print(
+            f"{row['project']:24} {row['split']:6} {row['files']:6} {row['compiled']:9} "
+            f"{row['functions']:10} {row['kept']:6}"
+        )
+    for row in report["missing"]:
+        say(row["reason"])
+    print(f"{sum(report['functions'].values())} functions in {pipeline.corpus_folder()}")
+
+
+@corpus_app.command("read", epilog="Example: llmopt corpus read data/sample --json")
+def corpus_read(path: Path, as_json: Json = False) -> None:
+    """The functions of a file or folder of C, C++ or LLVM-IR, and what could not be read."""
+    from llmopt import corpus
+
+    reading = corpus.read_directory(path)
+    if as_json:
+        columns = ["id", "name", "file", "unoptimised"]
+        rows = reading.functions[columns].to_dict("records")
+        emit({"functions": rows, "problems": [list(problem) for problem in reading.problems]})
+        return
+    for row in reading.functions.itertuples():
+        print(f"{row.unoptimised:6} {row.file}: {row.name}")
+    report_problems(reading.problems)
+
+
+def report_problems(problems: tuple[tuple[str, str], ...]) -> None:
+    for _, reason in problems:
+        say(f"left out: {reason}")
+
+
+@app.command(epilog="Example: llmopt autotune data/sample --compilations 200")
+def autotune(
+    path: Annotated[Path | None, typer.Argument(help="C, C++ or IR; else the corpus.")] = None,
+    scale: Scale = None,
+    compilations: Annotated[int | None, typer.Option(min=1, help="Search budget.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Folder for journal, labels.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the best pass lists under both protocols and write labels.parquet."""
+    settings = set_scale(scale)
+    from llmopt import autotune as tuner
+    from llmopt import corpus, journal, pipeline
+
+    if path is None and compilations is None and output is None and scheduler is None:
+        labels, folder = pipeline.labels(), pipeline.labels_folder()
+    else:
+        if path is None:
+            rows = pipeline.functions()
+        else:
+            reading = corpus.read_directory(path)
+            rows = reading.functions.drop_duplicates("id")
+            report_problems(reading.problems)
+        budget = compilations or settings.search_compilations
+        lists = settings.broadcast_lists
+        ids = tuple(sorted(rows.id))
+        folder = output or pipeline.stage("labels", ("autotune",), (ids, budget, lists))
+        with journal.workers(None, scheduler) as pool, bar("autotune", 4 * len(rows)) as progress:
+            labels = tuner.label(
+                rows, folder, budget, lists, pool, lambda key, row: progress.update()
+            )
+    result = {"labels": str(folder / "labels.parquet"), "protocols": {}}
+    for protocol, group in labels.groupby("protocol"):
+        result["protocols"][protocol] = {
+            "functions": len(group),
+            "oz": int(group.oz.sum()),
+            "best": int(group.best.sum()),
+            "improved": int((group.best < group.oz).sum()),
+            "compilations": int(group.compilations.sum()),
+        }
+    if as_json:
+        emit(result)
+        return
+    for protocol, row in result["protocols"].items():
+        gain = 100 * (row["oz"] - row["best"]) / max(row["oz"], 1)
+        print(
+            f"{protocol:8} {row['functions']} functions, -Oz {row['oz']} instructions, best "
+            f"{row['best']} ({gain:.2f}% fewer), {row['improved']} improved, "
+            f"{row['compilations']} compilations"
+        )
+    print(result["labels"])
+
+
+@app.command(epilog="Example: llmopt tokenizer --scale smoke")
+def tokenizer(scale: Scale = None, as_json: Json = False) -> None:
+    """Train the scale's tokenizer on its train split and say how far its tokens reach."""
+    set_scale(scale)
+    from llmopt import pipeline
+
+    tok, test = pipeline.tokenizer(), pipeline.examples("test")
+    characters = sum(len(example.ir) for example in test)
+    tokens = sum(len(tok.encode(example.ir)) for example in test)
+    value = {
+        "folder": str(pipeline.tokenizer_folder()),
+        "vocabulary": len(tok),
+        "characters_per_token": characters / tokens,
+    }
+    if as_json:
+        emit(value)
+    else:
+        print(f"{len(tok)} tokens, {characters / tokens:.2f} characters a token on the test split")
+        print(value["folder"])
+
+
+@app.command(epilog="Example: LLMOPT_SCALE=smoke llmopt train")
+def train(scale: Scale = None, as_json: Json = False) -> None:
+    """Train the scale's model on its train split (what is missing before it is made first)."""
+    set_scale(scale)
+    from llmopt import pipeline
+
+    folder = pipeline.model()
+    if as_json:
+        emit({"model": str(folder)})
+    else:
+        print(folder)
+
+
+def find_model(folder: Path | None) -> tuple[Path, dict[str, tuple[str, ...]]]:
+    from llmopt import pipeline
+
+    if folder is None:
+        scale = config.scale().name
+        say(f"no checkpoint is released yet: using the {scale} model (trained now if missing)")
+        folder = pipeline.model()
+    elif not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one that `llmopt train` made")
+    return folder, pipeline.single_lists(folder)
+
+
+# --- using it ----------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: llmopt optimize data/sample/algorithms.c --protocol minsize -o out")
+def optimize(
+    files: Annotated[list[Path], typer.Argument(help=".c .cc .cpp .cxx .ll .bc or folders")],
+    protocol: Annotated[str, typer.Option(help="stripped or minsize")] = "minsize",
+    model: ModelFolder = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Folder for the optimised IR.")] = None,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the model for each function's pass list; keep -Oz wherever it is better.
+
+    The IR that is written is what LLVM made of the list, one file a function; never the model's.
+    """
+    config.check_protocol(protocol)
+    set_scale(scale)
+    from llmopt import evaluate, ir, passes, pipeline
+
+    functions = read_all(files)
+    folder, _ = find_model(model)
+    ids = tuple(functions.id)
+    journal_folder = pipeline.stage("optimize", ("generate", "prompt"), (ids, str(folder)))
+    with bar("ask the model", functions.id.nunique()) as progress:
+        said = evaluate.answers(
+            folder,
+            functions.drop_duplicates("id"),
+            protocol,
+            journal_folder,
+            max_new_tokens=0,
+            passes_only=True,
+            on_done=progress.update,
+        )
+    rows = []
+    for row in functions.itertuples():
+        listed = said[row.id].passes or passes.OZ
+        try:
+            choice = evaluate.choose(row.ir, protocol, listed)
+        except InputError as error:
+            say(f"left out: {row.file}: {row.name}: {error}")
+            continue
+        better = choice.status == "ok" and choice.count < choice.oz
+        used = choice if better else evaluate.choose(row.ir, protocol, passes.OZ)
+        rows.append(
+            {
+                "name": row.name,
+                "file": row.file,
+                "unoptimised": choice.unoptimised,
+                "oz": choice.oz,
+                "chosen": used.count,
+                "passes": list(used.passes),
+                "asked": list(listed),
+                "extra_compilations": int(listed != passes.OZ),
+            }
+        )
+        if output:
+            name = f"{Path(row.file).stem}.{row.name}".replace(os.sep, "_")[:200] + ".ll"
+            text = ir.module_text(used.text, "stripped")
+            config.write_atomic(output / name, text.encode())
+            rows[-1]["output"] = str(output / name)
+    if not rows:
+        raise InputError("no function that LLVM can optimise in what was given")
+    if as_json:
+        emit({"protocol": protocol, "model": str(folder), "functions": rows})
+        return
+    print(f"{'unoptimised':>11} {'-Oz':>6} {'chosen':>6}  function: passes")
+    for row in rows:
+        print(
+            f"{row['unoptimised']:11} {row['oz']:6} {row['chosen']:6}  "
+            f"{row['name']}: {passes.format(row['passes'])}"
+        )
+
+
+def read_all(paths: list[Path]):
+    """All functions below the paths, with one line for whatever cannot be read; the rest goes on.
+
+    Raises `InputError` where there is nothing to go on with.
+    """
+    import pandas as pd
+
+    from llmopt import corpus
+
+    tables, errors = [], []
+    for path in paths:
+        try:
+            reading = corpus.read_directory(path)
+        except InputError as error:
+            errors.append(error)
+            continue
+        tables.append(reading.functions)
+        report_problems(reading.problems)
+    if not tables:
+        raise errors[0]
+    for error in errors:
+        say(f"left out: {error}")
+    return pd.concat(tables, ignore_index=True)
+
+
+@app.command(epilog="Example: llmopt evaluate data/sample --limit 10 --json result.json")
+def evaluate(
+    path: Annotated[
+        Path | None, typer.Argument(help="A built corpus or C, C++, IR; else the test split.")
+    ] = None,
+    model: ModelFolder = None,
+    protocol: Annotated[str, typer.Option(help="stripped, minsize or both")] = "both",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many functions.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to this file.")
+    ] = None,
+    scale: Scale = None,
+) -> None:
+    """The paper's tables for a set of functions: all methods, both protocols, with intervals."""
+    protocols = config.PROTOCOLS if protocol == "both" else (config.check_protocol(protocol),)
+    settings = set_scale(scale)
+    import pandas as pd
+
+    from llmopt import autotune as tuner
+    from llmopt import evaluate as evaluation
+    from llmopt import journal, pipeline
+
+    if path is None:
+        rows = pipeline.test_functions()
+    elif (path / "functions.parquet").exists():
+        rows = pd.read_parquet(path / "functions.parquet").query("split == 'test'")
+    else:
+        rows = read_all([path])
+    rows = rows.drop_duplicates("id").head(limit or len(rows))
+    folder, single = find_model(model)
+    key = (tuple(rows.id), str(folder), settings)
+    directory = pipeline.stage("evaluate", ("evaluate", "generate", "autotune"), key)
+    with journal.workers() as pool:
+        if path is None:
+            labels = pipeline.labels()
+        else:
+            with bar("autotune", 4 * len(rows)) as progress:
+                labels = tuner.label(
+                    rows,
+                    directory,
+                    settings.search_compilations,
+                    settings.broadcast_lists,
+                    pool,
+                    lambda key, row: progress.update(),
+                )
+        with bar("ask the model", len(protocols) * len(rows)) as progress:
+            result = evaluation.evaluate(
+                rows,
+                labels,
+                folder,
+                single,
+                directory,
+                settings.generate_functions,
+                settings.max_new_tokens,
+                protocols,
+                pool,
+                progress.update,
+            )
+    value = {"model": str(folder), "scale": settings.name} | evaluation.summary(result)
+    if output:
+        config.write_atomic(output, (json.dumps(value, indent=1) + "\n").encode())
+    print_tables(value)
+
+
+def print_tables(value: dict) -> None:
+    for protocol, found in value["protocols"].items():
+        print(f"\n{protocol}: {found['functions']} functions, -Oz {found['oz']} instructions")
+        print(
+            f"  {'method':14} {'over -Oz':>9} {'95% interval':>18} {'improved':>8} "
+            f"{'regressed':>9} {'compilations':>12} {'with backup':>11}"
+        )
+        for name, row in found["methods"].items():
+            low, high = row["ci95"]
+            print(
+                f"  {name:14} {row['improvement']:8.2f}% {low:8.2f}% {high:7.2f}% "
+                f"{row['improved']:8} {row['regressed']:9} {row['extra_compilations']:12} "
+                f"{row['with_oz_backup']:10.2f}%"
+            )
+        code = found["codegen"]
+        if code["functions"]:
+            errors = [
+                "none given" if code[name] is None else f"{code[name]:.0f}%"
+                for name in ("mape_before", "mape_after")
+            ]
+            print(
+                f"  code of {code['functions']} functions: compiles {code['compiles']:.1f}%, "
+                f"exact {code['exact_match']:.1f}%, BLEU {code['bleu']:.3f} (copying the input "
+                f"{code['bleu_of_copying_the_input']:.3f}), count error before {errors[0]}, "
+                f"after {errors[1]}"
+            )
+    for reason, count in value["left_out"].items():
+        if count:
+            print(f"left out: {count}: {reason}")
+
+
+# --- bench -------------------------------------------------------------------------------------
+
+
+@bench_app.command("compile", epilog="Example: llmopt bench compile --functions 50 --json")
+def bench_compile(
+    functions: Annotated[int, typer.Option(min=1, help="How many of the test split.")] = 100,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """LLVM in process against an `opt` process a list, on the same functions in one run."""
+    set_scale(scale)
+    import runpy
+
+    measure = runpy.run_path(str(config.ROOT / "benchmarks" / "compile.py"))["measure"]
+    value = measure(functions)
+    if as_json:
+        emit(value)
+        return
+    for name in ("oz", "three_passes"):
+        row = value if name == "oz" else value["three_passes"]
+        print(
+            f"{name:13} {value['functions']} functions: in process {row['ms_in_process']:.3f} ms, "
+            f"opt {row['ms_opt']:.1f} ms, ratio {row['ratio']:.0f}"
+        )
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on standard error."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        say(str(error))
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted; what was done is kept, the same command goes on with the rest")
+        code = 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        say(f"cannot write {error.filename or 'results'}: {error.strerror}; what was done is kept")
+        code = 2
+    except typer.BadParameter.__mro__[2] as error:  # every complaint about usage
+        say(f"{error.format_message()} (see `llmopt --help`)")
+        code = 2
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()
