@@ -273,8 +273,6 @@ def optimize(
             functions.drop_duplicates("id"),
             protocol,
             journal_folder,
-            max_new_tokens=0,
-            passes_only=True,
             on_done=progress.update,
         )
     rows = []
@@ -481,7 +479,7 @@ def main() -> None:
             raise
         say(f"cannot write {error.filename or 'results'}: {error.strerror}; what was done is kept")
         code = 2
-    except typer.BadParameter.__mro__[2] as error:  # every complaint about usage
+    except typer.TyperException as error:  # every complaint about usage
         say(f"{error.format_message()} (see `llmopt --help`)")
         code = 2
     sys.exit(code or 0)

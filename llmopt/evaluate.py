@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmopt import ir, journal, metrics, passes, prompt, sandbox
+from llmopt import ir, journal, metrics, passes, sandbox
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Answer
 
@@ -70,8 +70,8 @@ def answers(
     functions: pd.DataFrame,
     protocol: str,
     directory: Path,
-    max_new_tokens: int,
-    passes_only: bool,
+    max_new_tokens: int = 2,
+    passes_only: bool = True,
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, Answer]:
     """The model's greedy answers to functions (columns `id`, `ir`), by id.
@@ -83,32 +83,30 @@ def answers(
     what = "list" if passes_only else "full"
     with journal.Journal(directory / f"answers-{protocol}-{what}.sqlite") as done:
         known = done.keys()
-        missing = [row for row in functions.itertuples() if row.id not in known]
-        if missing:
+        missing = functions[~functions.id.isin(known)]
+        if len(missing):
             llama, tokenizer = train.load(folder)
-            asked = [
-                (row.id, *prompt.encode_prompt(row.ir, protocol, tokenizer)) for row in missing
-            ]
-            asked.sort(key=lambda item: len(item[1]))  # like lengths together: little padding
-            for at in range(0, len(asked), _CHUNK):
-                chunk = asked[at : at + _CHUNK]
-                texts = generate.greedy(
+            # Like lengths together: little padding.
+            missing = missing.iloc[missing.ir.str.len().argsort(kind="stable")]
+            for at in range(0, len(missing), _CHUNK):
+                chunk = missing.iloc[at : at + _CHUNK]
+                made = generate.greedy(
                     llama,
                     tokenizer,
-                    [ids for _, ids, _ in chunk],
+                    [(text, protocol) for text in chunk.ir],
                     max_new_tokens=max_new_tokens,
                     passes_only=passes_only,
                 )
-                for (key, _, names), text in zip(chunk, texts, strict=True):
-                    done.put(key, {"text": text, "names": names})
+                for key, one in zip(chunk.id, made, strict=True):
+                    done.put(key, asdict(one.answer))
                 if on_done:
                     on_done(len(chunk))
         wanted = set(functions.id)
-        return {
-            key: prompt.parse_answer(row["text"], row["names"])
-            for key, row in done.items()
-            if key in wanted
-        }
+        return {key: _answer(row) for key, row in done.items() if key in wanted}
+
+
+def _answer(row: dict) -> Answer:
+    return Answer(**row | {"passes": tuple(row["passes"]) if row["passes"] else None})
 
 
 def _judge(
@@ -191,7 +189,7 @@ def evaluate(
             on_done=on_done,
         )
         full = asking(functions=usable.head(written), passes_only=False)
-        said = full | asking(functions=usable.iloc[written:], passes_only=True)
+        said = full | asking(functions=usable.iloc[written:])
         items = [
             (
                 row.id,

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from llmopt import autotune, baselines, config, corpus, journal, passes, prompt, sandbox, sources
+from llmopt import autotune, baselines, config, corpus, ir, journal, passes, sandbox, sources
 from llmopt import tokenizer as tokenizers
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
@@ -141,11 +141,18 @@ def tokenizer_folder() -> Path:
     return stage("tokenizer", ("tokenizer", "prompt"), settings)
 
 
+def _texts(example: Example) -> Iterator[str]:
+    """What the model will read and write of an example, marks and counts aside."""
+    renamed, names = ir.rename(example.ir)
+    yield renamed
+    yield ir.substitute(example.optimised, {own: short for short, own in names.items()})
+
+
 def tokenizer() -> tokenizers.Tokenizer:
     """The tokenizer trained on the train split: prompts and answers, renamed, marks left out."""
     folder = tokenizer_folder()
     if not folder.exists():
-        texts = (text for example in examples("train") for text in prompt.texts(example))
+        texts = (text for example in examples("train") for text in _texts(example))
         tokenizers.train(texts, config.scale().vocabulary).save(folder)
     return tokenizers.load(folder)
 
@@ -184,12 +191,17 @@ def model(on_step=None) -> Path:
     from llmopt import train  # torch, for those who need it
 
     scale, folder = config.scale(), model_folder()
-    final = folder / "final"
+    final = folder / "model"  # where `train.train` leaves it
     if not (final / "baselines.json").exists():
-        recipe = train.recipe(scale)
-        made = train.train(
-            examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step
+        recipe = train.TrainConfig(
+            preset=scale.preset,
+            steps=scale.train_steps,
+            tokens_per_batch=scale.tokens_per_batch,
+            max_tokens=scale.max_tokens,
+            learning_rate=scale.learning_rate,
         )
+        valid = examples("valid")[: scale.valid_functions]
+        train.train(examples("train"), valid, tokenizer(), recipe, folder, on_step=on_step)
         rows = functions()
         rows = rows[rows.split == "train"]
         with journal.workers() as executor:
@@ -198,7 +210,7 @@ def model(on_step=None) -> Path:
                 for protocol in PROTOCOLS
             }
         text = json.dumps({"single-list": lists}, indent=1)
-        config.write_atomic(made / "baselines.json", text.encode())
+        config.write_atomic(final / "baselines.json", text.encode())
     return final
 
 
