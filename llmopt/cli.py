@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Large language models for compiler optimization: search, train, evaluate, optimise.",
 )
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -51,8 +51,14 @@ def functions() -> pd.DataFrame:
     """The corpus: a row a function (`corpus.COLUMNS`), fetched and compiled at first use."""
     folder = corpus_folder()
     if not (folder / "functions.parquet").exists():
-        with journal.workers() as executor:
-            corpus.build(config.scale(), folder, executor, progress=True)
+        with journal.workers() as executor, _bar("corpus", 0, "file") as bar:
+
+            def progress(done: int, total: int, what: str) -> None:
+                bar.total, bar.n = total, done
+                bar.set_postfix_str(what[-40:], refresh=False)
+                bar.refresh()
+
+            corpus.build(config.scale(), folder, executor, progress)
     return pd.read_parquet(folder / "functions.parquet")
 
 
