@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILE = """\
 c.IPKernelApp.log_level = 40  # no note about each kernel's transport
 c.InlineBackend.figure_formats = {"svg"}  # sharp on every screen
+# tqdm.auto would leave an empty widget on the page; without widgets it writes text to stderr
+c.InteractiveShellApp.exec_lines = [
+    "import tqdm.notebook; tqdm.notebook.IProgress = None; del tqdm"
+]
 """
 
 
