@@ -31,10 +31,12 @@ env: ## Make or update .venv from requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "llmopt: no $(PYTHON) here. Install Python 3.11 to 3.13, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmopt: $(PYTHON) is $$($(PYTHON) -V), and 3.11 to 3.13 is needed. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@mkdir -p $(LOG)
-	@key="$$(cksum requirements.lock pyproject.toml)"; \
-	if [ "$$(cat .venv/llmopt-stamp 2>/dev/null || true)" != "$$key" ]; then \
+	@key="$(CURDIR) $$(cksum requirements.lock pyproject.toml)"; \
+	old="$$(cat .venv/llmopt-stamp 2>/dev/null || true)"; \
+	if [ "$$old" != "$$key" ] || [ ! -x $(BIN)/python ]; then \
+	  case "$$old" in ""|"$(CURDIR) "*) ;; *) rm -rf .venv;; esac; `# its scripts name the folder it was made in` \
 	  echo "Installing requirements.lock into .venv (a few minutes the first time) ..."; \
-	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv .venv; } >$(LOG)/pip.log 2>&1 \
+	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv --clear .venv; } >$(LOG)/pip.log 2>&1 \
 	    || { cat $(LOG)/pip.log >&2; echo "llmopt: could not make .venv; on Debian or Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }; \
 	  { $(BIN)/python -m pip install -q -r requirements.lock \
 	    && $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .; } >>$(LOG)/pip.log 2>&1 \

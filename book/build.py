@@ -36,6 +36,7 @@ def environment() -> dict[str, str]:
     profile.parent.mkdir(parents=True, exist_ok=True)
     profile.write_text(PROFILE)
     env["MPLCONFIGDIR"] = str(made / "matplotlib")
+    env["HF_HUB_OFFLINE"] = "1"  # nothing here comes from a model hub
     env["TQDM_DISABLE"] = "1"  # progress bars are for live runs; on a page they are noise
     return env
 

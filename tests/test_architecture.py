@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -73,6 +74,22 @@ def test_help_is_light():
         "except SystemExit as end: assert not end.code, end.code\n"
     )
     assert loaded(code) == set()
+
+
+def seconds(*arguments: str) -> float:
+    """The best of five runs of a fresh interpreter: the least that other work adds to."""
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def test_import_and_help_cost_under_a_fifth_of_a_second():
+    bare = seconds("-c", "pass")
+    assert seconds("-c", "import llmopt") - bare < 0.2
+    assert seconds("-m", "llmopt.cli", "--help") - bare < 0.2
 
 
 @pytest.mark.parametrize("module", sorted(RANKS[0]))
