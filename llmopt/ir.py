@@ -314,16 +314,18 @@ def rename(normalised: str) -> tuple[str, dict[str, str]]:
 
 
 def substitute(text: str, names: dict[str, str]) -> str:
-    """Replace whole %names and @names; strings are left alone. A symbol that LLVM derived from one
-    of them (`@switch.table.f`, `@f.cold.1`) follows it."""
+    """Replace whole %names and @names; strings are left alone. Symbols that LLVM derives from the
+    function's own (`@switch.table.f`, `@f.cold.1`) follow it."""
+    own = next((pair for pair in names.items() if "@f0" in pair), None)
 
     def new(match: re.Match) -> str:
         name = match["name"]
         if name is None or name in names:
-            return names.get(name, match[0]) if name else match[0]
-        if name[0] == "@" and "." in name and not name.startswith("@llvm."):
-            parts = [names.get("@" + part, "@" + part)[1:] for part in name[1:].split(".")]
-            return "@" + ".".join(parts)
+            return names.get(name, match[0])
+        if own and name.startswith(own[0] + "."):
+            return own[1] + name[len(own[0]) :]
+        if own and name[0] == "@" and name.endswith("." + own[0][1:]):
+            return name[: -len(own[0]) + 1] + own[1][1:]
         return name
 
     return _STRING_OR_NAME.sub(new, text)

@@ -1,0 +1,70 @@
+import shutil
+
+import pytest
+
+from llmopt import config
+from llmopt.config import InputError
+
+
+def test_scales_load_and_differ():
+    smoke, classroom = config.scale("smoke"), config.scale("classroom")
+    assert smoke.name == "smoke" and smoke.train_steps < classroom.train_steps
+
+
+def test_scale_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("LLMOPT_SCALE", "classroom")
+    assert config.scale().name == "classroom"
+
+
+def test_unknown_scale_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'classroom'"):
+        config.scale("clasroom")
+
+
+def test_a_preset_file_with_foreign_keys_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(config.ROOT / "configs", tmp_path / "configs")
+    path = tmp_path / "configs" / "smoke.toml"
+    path.write_text(path.read_text().replace("vocabulary", "vocabularies"))
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    with pytest.raises(InputError, match="vocabularies, vocabulary|vocabulary, vocabularies"):
+        config.scale("smoke")
+
+
+def test_unknown_protocol_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'minsize'"):
+        config.check_protocol("minsized")
+
+
+def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "deep" / "file"
+    config.write_atomic(path, b"old")
+    with pytest.raises(TypeError):
+        config.write_atomic(path, "not bytes")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package whose code a test may edit."""
+    shutil.copytree(config.ROOT / "llmopt", tmp_path / "llmopt")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    config._closure.cache_clear()
+    yield tmp_path / "llmopt"
+    config._closure.cache_clear()
+
+
+def edited(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    config._closure.cache_clear()
+
+
+def test_fingerprint_sees_code_of_imports_but_no_prose(package):
+    before = config.fingerprint("sandbox"), config.fingerprint("metrics")
+    edited(package / "llvm.py", '"""LLVM 22 in process', '"""LLVM in process')
+    assert (config.fingerprint("sandbox"), config.fingerprint("metrics")) == before
+    edited(package / "llvm.py", '"LLVMCloneModule": (_POINTER', '"LLVMCloneModule" : (_INT')
+    assert config.fingerprint("sandbox") != before[0]  # sandbox imports llvm
+    assert config.fingerprint("metrics") == before[1]  # metrics does not
