@@ -147,11 +147,10 @@ def _driver(language: str) -> tuple[str, ...]:
     return (*found, "c++" if language == "c++" else "cc")
 
 
-def _environment() -> dict[str, str]:
-    cache = str(config.home().absolute() / "zig-cache")
+def _environment(folder: str) -> dict[str, str]:
     return os.environ | {
-        "ZIG_LOCAL_CACHE_DIR": cache,
-        "ZIG_GLOBAL_CACHE_DIR": cache,
+        "ZIG_LOCAL_CACHE_DIR": folder,  # holds every output: not to be kept
+        "ZIG_GLOBAL_CACHE_DIR": str(config.home().absolute() / "zig-cache"),
         "LC_ALL": "C",  # messages in the language in which they are read below
         "SOURCE_DATE_EPOCH": "0",
     }
@@ -159,9 +158,14 @@ def _environment() -> dict[str, str]:
 
 @lru_cache
 def _version(driver: tuple[str, ...]) -> str:
-    done = subprocess.run(
-        [*driver, "--version"], capture_output=True, text=True, timeout=60, env=_environment()
-    )
+    with tempfile.TemporaryDirectory(prefix="llmopt-") as folder:
+        done = subprocess.run(
+            [*driver, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=_environment(folder),
+        )
     match = re.search(r"version (\S+)", done.stdout)
     if not match:
         raise InputError(f"{' '.join(driver)}: not a clang (no version); check LLMOPT_CLANG")
@@ -199,6 +203,7 @@ def compile(  # noqa: A001 - the module is the namespace
     if language not in STANDARDS:
         raise InputError(f"{path}: not a C or C++ file; use one of {', '.join(LANGUAGES)} or .ll")
     name = os.path.relpath(path, root)  # relative, so that no folder's name reaches the IR
+    name = f"./{name}" if name.startswith("-") else name
     with tempfile.TemporaryDirectory(prefix="llmopt-") as folder:
         out = Path(folder) / "out.ll"  # `-o -` would write a file called `-` with zig
         command = (
@@ -207,12 +212,12 @@ def compile(  # noqa: A001 - the module is the namespace
             STANDARDS[language],
             *(OLD_C if language == "c" else ()),
             f"-ffile-prefix-map={root}=.",
-            *(f"-I{folder}" for folder in includes),
+            *(f"-I{include}" for include in includes),
             *(f"-D{define}" for define in defines),
             *flags,
             *("-x", language, name, "-o", str(out)),
         )
-        done = execute(command, seconds, root, _environment())
+        done = execute(command, seconds, root, _environment(folder))
         if done.timeout:
             return Compilation(
                 False, None, f"{name}: compilation took over {seconds:g} s", command, done.seconds
@@ -245,6 +250,7 @@ _FILE = re.compile(r'^(!\d+) = !DIFile\(filename: "((?:[^"\\]|\\.)*)"', re.M)
 _SUBPROGRAM = re.compile(r"^(!\d+) = .*?!DISubprogram\(.*?\bfile: (!\d+)", re.M)
 _ALIAS = re.compile(rf"^@.* (?:alias|ifunc) .*{_SYMBOL}$", re.M)
 _ATTACHMENT = re.compile(r",? ![a-z][\w.]* !\d+")
+_SCOPE = "call void @llvm.experimental.noalias.scope.decl(metadata "  # metadata as a call
 _FROM_HEADERS = re.compile(r"\b(?:linkonce|linkonce_odr|available_externally)\b")
 _LINKAGE = re.compile(
     r"\b(?:internal|private|weak|weak_odr|linkonce|linkonce_odr|available_externally|dso_local) "
@@ -258,9 +264,9 @@ def own(text: str) -> tuple[str, int]:
     """Clang's module with the functions of headers as declarations, and how many they were.
 
     A function is the file's own unless its linkage says that any file may hold a copy (`inline` and
-    templates in C++), its definition lies in a header (by the suffix; a `.c` file that is included
-   , as do the `#line`s of generated parsers), or the compiler made it. All metadata
-    goes, so that the result is what clang gives without `-g`, the normalisation's metadata apart.
+    templates in C++), its definition lies in a header, or the compiler made it. Headers are told by
+    their suffix, so an included `.c` file and the `#line`s of a generated parser count as own. The
+    metadata goes: what is left is what clang gives without `-g`.
     """
     files = dict(_FILE.findall(text))
     main = re.search(r"!DICompileUnit\(.*?\bfile: (!\d+)", text)
@@ -280,6 +286,8 @@ def own(text: str) -> tuple[str, int]:
             skipping = line != "}"
         elif line.startswith("!"):
             nodes.append(line)
+        elif _SCOPE in line:
+            continue
         elif match := _DEFINE.match(line):
             debug = re.search(r" !dbg (!\d+)", line)
             line = _ATTACHMENT.sub("", line)

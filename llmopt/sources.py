@@ -177,9 +177,10 @@ def _download(source: Source, target: Path) -> None:
     settings = _pip_settings()
     reason = "it is on none of the configured indexes"
     for endpoint in _endpoints(settings):
-        with requests.Session() as session, PyPISimple(
-            endpoint or PYPI_SIMPLE_ENDPOINT, session=session
-        ) as client:
+        with (
+            requests.Session() as session,
+            PyPISimple(endpoint or PYPI_SIMPLE_ENDPOINT, session=session) as client,
+        ):
             session.verify = settings.get("cert", True)
             try:
                 page = client.get_project_page(source.name, timeout=SECONDS)
@@ -216,7 +217,7 @@ def _pip_settings() -> dict[str, str]:
                 settings[key[len(section) + 1 :]] = " ".join(shlex.split(value))
     for name in ("index-url", "extra-index-url", "cert", "no-index"):
         value = os.environ.get(f"PIP_{name.replace('-', '_').upper()}")
-        if value:
+        if value is not None:
             settings[name] = value
     return settings
 
