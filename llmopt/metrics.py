@@ -141,7 +141,7 @@ def outcome(oz: Sequence[int], method: Sequence[int], seed: int = 0, n: int = 20
     )
 
 
-def _texts(candidates: Sequence[str], references: Sequence[str]) -> None:
+def _texts(candidates: Sequence[str | None], references: Sequence[str]) -> None:
     if len(candidates) != len(references):
         raise InputError(
             f"{len(candidates)} candidates but {len(references)} references: give one each"
@@ -155,13 +155,16 @@ def lex(text: str) -> str:
     return " ".join(LEXEME.findall(text))
 
 
-def bleu(candidates: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU-4 between 0 and 1 (as the paper gives it), on IR cut up by `lex`."""
+def bleu(candidates: Sequence[str | None], references: Sequence[str]) -> float:
+    """Corpus BLEU-4 between 0 and 1 (as the paper gives it), on IR cut up by `lex`.
+
+    None stands for an answer that holds no code, and scores as an empty text.
+    """
     import sacrebleu
 
     _texts(candidates, references)
     score = sacrebleu.corpus_bleu(
-        [lex(text) for text in candidates],
+        [lex(text or "") for text in candidates],
         [[lex(text) for text in references]],
         tokenize="none",
         force=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import shutil
 import signal
@@ -26,6 +27,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as hf_logging
 
 from llmopt import model as shapes
 from llmopt import tokenizer
@@ -156,6 +158,8 @@ def _save(accelerator: Accelerator, folder: Path, state: dict, keep: int = 2) ->
     target = folder / f"step-{state['step']:07d}"
     partial = folder / f".partial-{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
+    # That tied weights are saved once is as it should be, and no news at every checkpoint.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     accelerator.save_state(str(partial))
     if accelerator.is_main_process:
         manifest = {**state, "files": _digests(partial)}
@@ -323,6 +327,7 @@ def train(
 def _export(llama: LlamaForCausalLM, tok: Tokenizer, folder: Path, training: dict) -> None:
     partial = folder.with_name(".partial-model")
     shutil.rmtree(partial, ignore_errors=True)
+    hf_logging.disable_progress_bar()
     llama.save_pretrained(partial)
     tok.save(partial)
     write_atomic(partial / "training.json", json.dumps(training, indent=1).encode())
@@ -345,6 +350,7 @@ def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
         config = LlamaConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no usable configuration ({error}); train again") from None
+    hf_logging.disable_progress_bar()
     weights = folder / "model.safetensors"
     if len(tok) != config.vocab_size:
         raise InputError(f"{path}: {config.vocab_size} tokens, but tokenizer.json has {len(tok)}; "
