@@ -163,7 +163,7 @@ def autotune(
         labels, folder = pipeline.labels(), pipeline.labels_folder()
     else:
         if path is None:
-            rows = pipeline.functions()
+            rows = pipeline.wanted()
         else:
             reading = corpus.read_directory(path)
             rows = reading.functions.drop_duplicates("id")

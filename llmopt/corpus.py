@@ -70,11 +70,9 @@ def read_file(task: Task) -> dict:
     every = ir.split(text)
     parts = {name: part for name, part in every.items() if len(part) <= limit}
     found["too_long"] = len(every) - len(parts)
-    for (name, part), run in zip(
-        parts.items(), sandbox.shared().check(list(parts.values())), strict=True
-    ):
+    for name, run in zip(parts, sandbox.shared().check(list(parts.values())), strict=True):
         if run.ok:
-            found["functions"].append([name, part, run.count])
+            found["functions"].append([name, run.text, run.count])
         else:
             reason = re.sub(r"^line \d+: |'[!%@][^']*'", "", run.message)  # to group by
             found["rejected"].setdefault(reason, []).append(name)

@@ -108,7 +108,6 @@ _PROTOTYPES = {  # name: (result, arguments), from llvm-c/*.h
     "LLVMDisposeMessage": (None, [_POINTER]),
     "LLVMContextCreate": (_POINTER, []),
     "LLVMContextDispose": (None, [_POINTER]),
-    "LLVMContextSetDiscardValueNames": (None, [_POINTER, _INT]),
     "LLVMContextSetDiagnosticHandler": (None, [_POINTER, _POINTER, _POINTER]),
     "LLVMGetDiagInfoDescription": (_POINTER, [_POINTER]),
     "LLVMGetDiagInfoSeverity": (_INT, [_POINTER]),
@@ -118,7 +117,6 @@ _PROTOTYPES = {  # name: (result, arguments), from llvm-c/*.h
         [_POINTER, _POINTER, ctypes.POINTER(_POINTER), ctypes.POINTER(_POINTER)],
     ),
     "LLVMDisposeModule": (None, [_POINTER]),
-    "LLVMCloneModule": (_POINTER, [_POINTER]),
     "LLVMPrintModuleToString": (_POINTER, [_POINTER]),
     "LLVMVerifyModule": (_INT, [_POINTER, _INT, ctypes.POINTER(_POINTER)]),
     "LLVMCreatePassBuilderOptions": (_POINTER, []),
@@ -196,56 +194,52 @@ def _options(protocol: str) -> int:
 
 
 class Module:
-    """One parsed module in a context of its own. Clones share the context; close the last first.
+    """One parsed module in a context of its own.
 
     `source` is normalised IR (or bytes of bitcode, or any module text with `protocol=None`).
     Raises `IRError` on text that does not parse or verify.
     """
 
     def __init__(self, source: str | bytes, protocol: str | None = "stripped"):
-        library = load()
         self.protocol = protocol or "stripped"
         if isinstance(source, str):
             source = (ir.module_text(source, protocol) if protocol else source).encode()
+        self._source = source
         self._shift = 1 if protocol else 0  # our own target line is not the user's
-        self.messages: list[str] = []
-        self._context = library.LLVMContextCreate()
-        self._handler = _HANDLER(self._on_diagnostic)
-        library.LLVMContextSetDiagnosticHandler(self._context, self._handler, None)
-        self._ref = None
-        buffer = library.LLVMCreateMemoryBufferWithMemoryRangeCopy(source, len(source), b"ir")
-        ref, message = _POINTER(), _POINTER()
-        failed = library.LLVMParseIRInContext(self._context, buffer, ref, message)
-        if failed:
-            text = _take(message.value) or "; ".join(self.messages)
-            self.close()
-            raise self._error(text)
-        self._ref = ref.value
-        self._owns_context = True
+        self._open()
         error = self.verify()
         if error:
             self.close()
             raise IRError(error)
-        # New values get numbers, as clang's have: names are no part of the code.
-        library.LLVMContextSetDiscardValueNames(self._context, 1)
 
-    _owns_context = True
+    def _open(self) -> None:
+        library, source = load(), self._source
+        self._messages: list[str] = []
+        self._context = library.LLVMContextCreate()
+        self._handler = _HANDLER(self._on_diagnostic)
+        library.LLVMContextSetDiagnosticHandler(self._context, self._handler, None)
+        buffer = library.LLVMCreateMemoryBufferWithMemoryRangeCopy(source, len(source), b"ir")
+        ref, message = _POINTER(), _POINTER()
+        failed = library.LLVMParseIRInContext(self._context, buffer, ref, message)
+        self._ref = None if failed else ref.value
+        if failed:
+            self.close()
+            text = _take(message.value) or "; ".join(self._messages)
+            found = re.search(r":(\d+):\d+: error: (.*)", text)
+            if found:
+                raise IRError(found[2].strip(), max(int(found[1]) - self._shift, 1))
+            raise IRError(text.strip() or "unreadable")
 
     def _on_diagnostic(self, info: int, _: int) -> None:
         if load().LLVMGetDiagInfoSeverity(info) == 0:  # errors; by default LLVM would exit
-            self.messages.append(_take(load().LLVMGetDiagInfoDescription(info)))
+            self._messages.append(_take(load().LLVMGetDiagInfoDescription(info)))
 
-    def _error(self, text: str) -> IRError:
-        found = re.search(r":(\d+):\d+: error: (.*)", text)
-        if found:
-            return IRError(found[2].strip(), max(int(found[1]) - self._shift, 1))
-        return IRError(text.strip() or "unreadable")
-
-    def clone(self) -> Module:
-        """A copy in the same context (tens of microseconds)."""
+    def copy(self) -> Module:
+        """The module afresh, parsed again: about as fast as LLVM's clone, which has other use lists
+        (a few passes go by their order, and its results would not be `opt`'s)."""
         copy = object.__new__(Module)
         copy.__dict__.update(self.__dict__)
-        copy._ref, copy._owns_context = load().LLVMCloneModule(self._ref), False
+        copy._open()
         return copy
 
     def run(self, pipeline: str) -> None:
@@ -285,7 +279,7 @@ class Module:
                 instruction = following(instruction)
         return total
 
-    def drop_names(self) -> None:
+    def _drop_names(self) -> None:
         """Number all arguments, blocks and instructions, as clang's release builds do."""
         library = load()
         seen = set()
@@ -307,15 +301,16 @@ class Module:
         return _take(load().LLVMPrintModuleToString(self._ref))
 
     def normalised(self) -> str:
+        """Normalised IR with all values numbered: names are no part of the code."""
+        self._drop_names()
         return ir.normalise(self.text())
 
     def close(self) -> None:
         if self._ref:
             load().LLVMDisposeModule(self._ref)
-            self._ref = None
-        if self._owns_context and self._context:
+        if self._context:
             load().LLVMContextDispose(self._context)
-            self._context = None
+        self._ref = self._context = None
 
     def __enter__(self) -> Module:
         return self
@@ -325,9 +320,9 @@ class Module:
 
 
 def apply(module: Module, passes_: tuple[str, ...], text: bool = False) -> Run:
-    """Run one list on a clone of `module`: count, and the normalised result where asked for."""
+    """Run one list on a copy of `module`: count, and the normalised result where asked for."""
     started = time.perf_counter()
-    with module.clone() as copy:
+    with module.copy() as copy:
         try:
             copy.run(passes.pipeline(passes_))
         except InputError as error:
@@ -346,7 +341,6 @@ def apply(module: Module, passes_: tuple[str, ...], text: bool = False) -> Run:
 def canonical(source: str | bytes, protocol: str | None = "stripped") -> str:
     """Normalised IR as LLVM itself prints it, values numbered. `IRError` on invalid input."""
     with Module(source, protocol) as module:
-        module.drop_names()
         return module.normalised()
 
 
@@ -384,5 +378,4 @@ def opt(
         status = "parse" if "error:" in message and "<stdin>" in message else "refused"
         return Run(passes_, status, message=message, seconds=spent)
     with Module(done.stdout, protocol=None) as module:
-        module.drop_names()
         return Run(passes_, count=module.count(), text=module.normalised(), seconds=spent)

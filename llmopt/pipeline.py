@@ -50,7 +50,9 @@ def corpus_folder() -> Path:
 def functions() -> pd.DataFrame:
     """The corpus: a row a function (`corpus.COLUMNS`), fetched and compiled at first use."""
     folder = corpus_folder()
-    if not (folder / "functions.parquet").exists():
+    report = folder / "report.json"
+    # A corpus that lacked a source when it was made is tried again: what is there costs little.
+    if not report.exists() or json.loads(report.read_text())["missing"]:
         with journal.workers() as executor, _bar("corpus", 0, "file") as bar:
 
             def progress(done: int, total: int, what: str) -> None:
@@ -68,9 +70,23 @@ def report() -> dict:
     return json.loads((corpus_folder() / "report.json").read_text())
 
 
+def wanted() -> pd.DataFrame:
+    """The functions that the scale trains, validates and evaluates on: all of the train split, the
+    first of the others. A split is ordered by id, so its first functions are a uniform sample."""
+    rows, scale = functions(), config.scale()
+    most = {"train": len(rows), "valid": scale.valid_functions, "test": scale.test_functions}
+    return pd.concat([rows[rows.split == split].head(n) for split, n in most.items()])
+
+
 def labels_folder() -> Path:
     scale = config.scale()
-    settings = (corpus_folder().name, scale.search_compilations, scale.broadcast_lists)
+    settings = (
+        corpus_folder().name,
+        scale.valid_functions,
+        scale.test_functions,
+        scale.search_compilations,
+        scale.broadcast_lists,
+    )
     return stage("labels", ("autotune",), settings)
 
 
@@ -78,8 +94,7 @@ def labels() -> pd.DataFrame:
     """The autotuner's labels (`autotune.LABEL_COLUMNS`), two rows a function."""
     folder = labels_folder()
     if not (folder / "labels.parquet").exists():
-        rows = functions()
-        scale = config.scale()
+        rows, scale = wanted(), config.scale()
         with journal.workers() as executor, _bar("autotune", 4 * len(rows), "task") as bar:
             saved = 0
 
@@ -206,8 +221,9 @@ def model(on_step=None) -> Path:
             max_tokens=scale.max_tokens,
             learning_rate=scale.learning_rate,
         )
-        valid = examples("valid")[: scale.valid_functions]
-        train.train(examples("train"), valid, tokenizer(), recipe, folder, on_step=on_step)
+        train.train(
+            examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step
+        )
         rows = functions()
         rows = rows[rows.split == "train"]
         with journal.workers() as executor:
@@ -221,6 +237,6 @@ def model(on_step=None) -> Path:
 
 
 def test_functions() -> pd.DataFrame:
-    """The functions that the scale evaluates on: the first of the test split, by id."""
-    rows = functions()
-    return rows[rows.split == "test"].head(config.scale().test_functions)
+    """The functions that the scale evaluates on."""
+    rows = wanted()
+    return rows[rows.split == "test"]

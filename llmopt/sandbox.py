@@ -193,7 +193,7 @@ def _row(run: Run, **more: object) -> dict:
 
 def _walk(module: Module, names: Sequence[str]) -> list[dict]:
     steps: list[dict] = []
-    with module.clone() as copy:
+    with module.copy() as copy:
         for length, name in enumerate(names, start=1):
             try:
                 copy.run(passes.pipeline([name]))
@@ -210,7 +210,6 @@ def _walk(module: Module, names: Sequence[str]) -> list[dict]:
 def _check(text: str, protocol: str) -> dict:
     try:
         with Module(text, protocol) as module:
-            module.drop_names()
             return {"count": module.count(), "text": module.normalised()}
     except llvm.IRError as error:
         where = f"line {error.line}: " if error.line else ""
