@@ -1,0 +1,204 @@
+"""Views of code and tables for notebooks: static HTML, no JavaScript, for light and dark pages.
+
+`show_ir` and `show_code` colour a listing, `diff` puts two versions of a function side by side,
+`timeline` lists what each pass of a list did, `table` dresses a data frame. Colours come from two
+of Pygments' styles; the page's own theme (Jupyter Book's or JupyterLab's) picks between them.
+Figures are not here (`plots`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from IPython.display import HTML
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+from llmopt import ir, passes, sandbox
+from llmopt.config import InputError, check_protocol, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+
+# Every colour of both styles has a contrast of at least 4.5 to its background (a test).
+LIGHT, DARK = "xcode", "github-dark"
+# Marks of changed lines: an orange and a blue that keep that contrast, told apart by sign as well.
+MARKS = {LIGHT: {"del": "#fff0dd", "add": "#e8f3ff"}, DARK: {"del": "#33250e", "add": "#0f2b4d"}}
+_DARK_PAGES = ('html[data-theme="dark"]', 'body[data-jp-theme-light="false"]')
+_LAYOUT = """
+.llmopt-view{display:flex;flex-wrap:wrap;gap:.6rem;margin:.3rem 0}
+.llmopt-view figure{flex:1 1 17rem;min-width:0;margin:0}
+.llmopt-view figcaption{font-size:.9em;margin:0 0 .2rem;text-align:left}
+.llmopt-view pre{font-size:.78em;line-height:1.45;margin:0;padding:.6em 0;max-height:32rem;
+overflow:auto;border:1px solid #8884;border-radius:.25rem}
+.llmopt-view pre span.l{display:block;min-width:max-content;padding:0 .8em}
+html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.llmopt-view)
+{background:none;color:inherit;padding:0}
+"""
+
+
+@lru_cache
+def _formatter(style: str) -> HtmlFormatter:
+    return HtmlFormatter(nowrap=True, style=style)
+
+
+def background(style: str) -> str:
+    """The background colour that a style's colours are made for."""
+    return _formatter(style).style.background_color
+
+
+def _style(body: str) -> str:
+    """The rules that `body` needs: its classes only, for light pages and for dark ones."""
+    used = set(" ".join(re.findall(r'class="([\w -]+)"', body)).split())
+    rules = [_LAYOUT]
+    for style, pages in ((LIGHT, ("",)), (DARK, _DARK_PAGES)):
+        text = "#1f2328" if style == LIGHT else "#e6edf3"
+        each = {"": f"color:{text};background:{background(style)}"}
+        each |= {f" .{kind}": f"background:{c}" for kind, c in MARKS[style].items()}
+        for name, (rule, _, _) in _formatter(style).class2style.items():
+            if name in used:
+                each[f" .{name}"] = rule or f"color:{text}"
+        for page in pages:
+            rules += [f"{page} .llmopt-view pre{end}{{{rule}}}" for end, rule in each.items()]
+    return "<style>" + "\n".join(rules) + "</style>"
+
+
+def _lines(code: str, language: str) -> list[str]:
+    """Coloured HTML, a string a line; no element reaches over a line's end."""
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False)
+    except ClassNotFound:
+        known = ("llvm", "c", "c++", "python", "text")
+        raise InputError(f"unknown language {language!r}{nearest(language, known)}") from None
+    lines = highlight(code.rstrip("\n"), lexer, _formatter(LIGHT)).rstrip("\n").split("\n")
+    out, open_tag = [], ""
+    for line in lines:  # a comment over several lines is one element: close and reopen it
+        line = open_tag + line
+        tags = re.findall(r"<(/?)span[^>]*>", line)
+        unclosed = tags.count("") > tags.count("/")
+        open_tag = re.findall(r"<span[^>]*>", line)[-1] if unclosed else ""
+        out.append(line + ("</span>" if unclosed else ""))
+    return out
+
+
+def _listing(lines: Sequence[str], caption: str, marks: Sequence[str] | None = None) -> str:
+    marks = marks or [""] * len(lines)
+    rows = "".join(
+        f'<span class="l {mark}">{line or " "}</span>'
+        if mark
+        else f'<span class="l">{line} </span>'
+        for line, mark in zip(lines, marks, strict=True)
+    )
+    title = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure>{title}<pre tabindex="0">{rows}</pre></figure>'
+
+
+def _view(*listings: str) -> HTML:
+    body = f'<div class="llmopt-view">{"".join(listings)}</div>'
+    return HTML(_style(body) + body)
+
+
+def show_code(source: str | Path, language: str = "c", title: str | None = None) -> HTML:
+    """A listing with syntax colours: of a text, or of the file that a `Path` names."""
+    if isinstance(source, Path):
+        try:
+            title, source = title or source.name, source.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: cannot be shown ({error}); name a text file") from None
+    return _view(_listing(_lines(source, language), html.escape(title or "")))
+
+
+def show_ir(text: str, title: str | None = None) -> HTML:
+    """LLVM-IR with syntax colours."""
+    return show_code(text, "llvm", title)
+
+
+def _key(line: str) -> str:
+    return re.sub(r"(?<=%)\d+|^\d+(?=:$)", "", line)
+
+
+def diff(before: str, after: str, titles: tuple[str, str] = ("before", "after")) -> HTML:
+    """Two versions of a function's normalised IR side by side, instruction counts on top.
+
+    Lines that only one side has are marked, `-` on the left and `+` on the right. LLVM numbers
+    values anew after each pass, so lines that differ in such numbers only count as the same.
+    """
+    plain = before.splitlines(), after.splitlines()
+    coloured = _lines(before, "llvm"), _lines(after, "llvm")
+    match = difflib.SequenceMatcher(None, *([_key(x) for x in side] for side in plain), False)
+    sides: tuple[list, list] = [], []
+    for kind, *ends in match.get_opcodes():
+        spans = ends[:2], ends[2:]
+        height = max(end - start for start, end in spans)
+        for side, sign, mark in ((0, "-", "del"), (1, "+", "add")):
+            start, end = spans[side]
+            changed = kind != "equal"
+            rows = [
+                ((sign if changed else " ") + " " + line, mark if changed else "")
+                for line in coloured[side][start:end]
+            ]
+            sides[side].extend(rows + [("", "")] * (height - len(rows)))
+    captions = [
+        f"{html.escape(title)}: <strong>{ir.count(text)} instructions</strong>"
+        for title, text in zip(titles, (before, after), strict=True)
+    ]
+    return _view(
+        *(
+            _listing([line for line, _ in side], caption, [mark for _, mark in side])
+            for side, caption in zip(sides, captions, strict=True)
+        )
+    )
+
+
+def timeline(text: str, protocol: str, names: Sequence[str]) -> pd.DataFrame:
+    """The instruction count after each pass of a list, run over the function `text`.
+
+    Columns `step pass instructions change`; step 0 is the function as it is. Raises `InputError`
+    where LLVM fails on the way, with the pass that it failed on.
+    """
+    import pandas as pd
+
+    names = passes.check(names)
+    box = sandbox.shared()
+    start = box.run(text, check_protocol(protocol), [()])[0]
+    steps = [start, *(box.walk(text, protocol, [names])[0] if names else ())]
+    for run in steps:
+        if not run.ok:
+            raise InputError(f"{passes.format(run.passes)}: {run.status}: {run.message}")
+    counts = [run.count for run in steps]
+    return pd.DataFrame(
+        {
+            "step": range(len(counts)),
+            "pass": ["(none)", *names],
+            "instructions": counts,
+            "change": [0] + [b - a for a, b in zip(counts, counts[1:], strict=False)],
+        }
+    )
+
+
+def table(
+    frame: pd.DataFrame,
+    formats: Mapping[str, str] | None = None,
+    caption: str | None = None,
+    index: bool = False,
+) -> Styler:
+    """A data frame for reading: numbers to the right with thousands marked, text escaped.
+
+    `formats` maps columns to format strings (`"{:.1f}%"`). The page's theme sets the colours.
+    """
+    text = [c for c in frame.columns if frame[c].dtype.kind not in "iufb"]
+    styler = frame.style.format(formats, na_rep="–", thousands=",", precision=2, escape="html")
+    styler = styler.set_uuid("t").set_table_attributes('class="dataframe"')
+    styler = styler.set_properties(subset=text, **{"text-align": "left"})
+    if caption:
+        styler = styler.set_caption(caption)
+    return styler if index else styler.hide(axis="index")

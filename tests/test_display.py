@@ -1,0 +1,112 @@
+"""Views hold what they are to show, escaped, in colours that can be read on light and dark pages."""
+
+import re
+
+import pandas as pd
+import pytest
+from pygments.token import Token
+
+from llmopt import display, ir
+from llmopt.config import InputError
+
+BEFORE = """%pair = type { i32, i32 }
+@"a<b" = external global i32
+define i32 @f(i32 %0) {
+%2 = alloca i32, align 4
+store i32 %0, ptr %2, align 4
+%3 = load i32, ptr %2, align 4
+%4 = mul i32 %3, %3
+ret i32 %4
+}
+"""
+AFTER = "define i32 @f(i32 %0) {\n%2 = mul nsw i32 %0, %0\nret i32 %2\n}\n"
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour.lstrip("#")[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def shown(view) -> str:
+    """The text that a reader sees."""
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", "", view.data, flags=re.S)
+    return text.replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">")
+
+
+@pytest.mark.parametrize("style", [display.LIGHT, display.DARK])
+def test_every_colour_can_be_read(style):
+    formatter = display._formatter(style)
+    kinds = [
+        *(Token.Comment, Token.Keyword, Token.Keyword.Type, Token.Literal.Number, Token.Operator),
+        *(Token.Literal.String, Token.Name.Function, Token.Name.Label, Token.Punctuation),
+        *(Token.Name.Variable, Token.Name.Variable.Global, Token.Comment.Multiline),
+    ]
+    for kind in kinds:
+        colour = formatter.style.style_for_token(kind)["color"]
+        if colour:
+            assert contrast(colour, display.background(style)) >= 4.5, kind
+            for mark in display.MARKS[style].values():
+                assert contrast(colour, mark) >= 4.5, (kind, mark)
+
+
+def test_ir_is_shown_whole_escaped_and_for_both_themes():
+    view = display.show_ir(BEFORE, "a < b")
+    assert "".join(shown(view).split()) == "".join(("a < b" + BEFORE).split())
+    assert '"a<b"' not in view.data and "a &lt; b" in view.data
+    assert "<script" not in view.data
+    assert 'html[data-theme="dark"]' in view.data and "data-jp-theme-light" in view.data
+
+
+def test_code_of_a_file_and_comments_over_lines(tmp_path):
+    path = tmp_path / "x.c"
+    path.write_text("/* one\n   two */\nint x = 1 < 2;\n")
+    view = display.show_code(path)
+    assert "x.c" in shown(view) and "1 < 2" in shown(view)
+    lines = re.findall(r'<span class="l">(.*?) </span>(?=<span class="l">|</pre>)', view.data)
+    assert len(lines) == 3
+    assert all(line.count("<span") == line.count("</span>") for line in lines)
+    with pytest.raises(InputError, match="no-such"):
+        display.show_code(tmp_path / "no-such.c")
+    with pytest.raises(InputError, match="did you mean 'llvm'"):
+        display.show_code("x", "llwm")
+
+
+def test_diff_has_both_sides_their_counts_and_marks():
+    view = display.diff(BEFORE, AFTER, ("front end", "<sroa>"))
+    text = shown(view)
+    assert f"front end: {ir.count(BEFORE)} instructions" in text
+    assert f"<sroa>: {ir.count(AFTER)} instructions" in text
+    assert "<sroa>" not in view.data
+    left, right = re.findall(r"<pre.*?</pre>", view.data)
+    assert left.count('<span class="l') == right.count('<span class="l')  # rows stay level
+    assert left.count('class="l del"') == 6 and right.count('class="l add"') == 1
+
+
+def test_renumbered_lines_are_no_difference():
+    moved = BEFORE.replace("%4", "%9")
+    assert "del" not in re.sub(r"<style>.*?</style>", "", display.diff(BEFORE, moved).data, 1, re.S)
+
+
+def test_timeline_counts_after_each_pass():
+    steps = display.timeline(AFTER, "stripped", ("reg2mem", "mem2reg"))
+    assert list(steps["pass"]) == ["(none)", "reg2mem", "mem2reg"]
+    assert steps.instructions.iloc[0] == 2 and steps.instructions.iloc[-1] <= 3
+    assert steps.change.sum() == steps.instructions.iloc[-1] - steps.instructions.iloc[0]
+    assert len(display.timeline(AFTER, "minsize", ())) == 1
+    with pytest.raises(InputError, match="unknown pass"):
+        display.timeline(AFTER, "stripped", ("no-such-pass",))
+    with pytest.raises(InputError, match="parse"):
+        display.timeline("define nonsense", "stripped", ("sroa<modify-cfg>",))
+
+
+def test_tables_are_escaped_and_formatted():
+    frame = pd.DataFrame({"pass": ["gvn<no-pre>"], "n": [12345], "share": [0.5]})
+    text = display.table(frame, {"share": "{:.1%}"}, "Gain").to_html()
+    assert "gvn&lt;no-pre&gt;" in text and "12,345" in text and "50.0%" in text
+    assert "<caption>Gain</caption>" in text and "dataframe" in text
