@@ -1,0 +1,296 @@
+"""The book's figures: each function takes data, draws one figure in one style, returns its axes.
+
+Colours are Seaborn's colour-blind safe ones; series differ in marker, line or hatch as well, so
+that a figure reads in grey. Axes carry units, estimates their intervals. What is plotted is
+computed elsewhere (`metrics`, `evaluate`, the notebooks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from llmopt.config import PROTOCOLS, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDTH = 6.2  # inches: small enough that the words are still read on a phone
+COLOURS = sns.color_palette("colorblind").as_hex()
+GREY = "#666666"
+# One look a protocol in the whole book: colour, marker, line, hatch.
+LOOKS = {
+    "stripped": {"color": COLOURS[0], "marker": "o", "linestyle": "-", "hatch": ""},
+    "minsize": {"color": COLOURS[1], "marker": "s", "linestyle": "--", "hatch": "///"},
+}
+# The same for series that are no protocols, in their order.
+SERIES = [
+    {"color": COLOURS[i], "marker": marker, "linestyle": line}
+    for i, marker, line in ((0, "o", "-"), (1, "s", "--"), (2, "^", ":"), (4, "D", "-."))
+]
+STYLE = sns.axes_style("whitegrid") | {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
+    "font.size": 10.5,
+    "grid.color": "#e3e3e3",
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": "small",
+    "svg.hashsalt": "llmopt",  # the same bytes for the same figure
+}
+
+
+def styled(draw: Callable) -> Callable:
+    """A figure function in the book's style; the caller's own settings stay as they are."""
+
+    @wraps(draw)
+    def drawn(*args: object, **kwargs: object) -> object:
+        with plt.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def line(look: Mapping[str, object]) -> dict:
+    """The part of a look that lines and markers take."""
+    return {key: look[key] for key in ("color", "marker", "linestyle")}
+
+
+def need(data: object, what: str) -> None:
+    """An empty figure is bad input, not a figure."""
+    if not len(data):
+        raise InputError(f"no {what} to draw: pass at least one")
+
+
+def _panels(names: Sequence[str], height: float, **kwargs: object) -> list[Axes]:
+    _, axes = plt.subplots(
+        1, len(names), figsize=(WIDTH, height), sharey=True, squeeze=False, **kwargs
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name)
+    return list(axes[0])
+
+
+# --- 01: IR and code size ----------------------------------------------------------------------
+
+
+@styled
+def counts_by_level(counts: pd.DataFrame) -> Axes:
+    """Instruction counts, a row a function and a column a level; the first column is before.
+
+    The number is the count, the shade its share of the first column.
+    """
+    need(counts, "functions")
+    share = counts.div(counts.iloc[:, 0], axis=0)
+    _, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.24 * len(counts)))
+    sns.heatmap(
+        share, annot=counts, fmt="d", cmap="cividis_r", vmin=0, vmax=1.2, ax=axis,
+        annot_kws={"fontsize": 9}, linewidths=0.5,
+        cbar_kws={"label": "share of the unoptimised count", "format": PercentFormatter(1),
+                  "aspect": 40, "pad": 0.02},
+    )  # fmt: skip
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.set(xlabel="", ylabel="")
+    axis.set_title("instructions after each level", pad=8)
+    return axis
+
+
+@styled
+def size_against_count(counts: Mapping[str, Sequence[int]], sizes: Mapping[str, Sequence[int]]):
+    """Bytes of machine code against IR instructions, a series a level, a point a function."""
+    need(counts, "levels")
+    _, axis = plt.subplots(figsize=(WIDTH * 0.85, 3.4))
+    for look, level in zip(SERIES, counts, strict=False):
+        need(counts[level], "functions")
+        axis.scatter(
+            counts[level], sizes[level], s=26, alpha=0.8, label=level,
+            color=look["color"], marker=look["marker"],
+        )  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel="IR instructions", ylabel="machine code (bytes)")
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_formatter("{x:g}")
+        each.set_minor_formatter("")
+    axis.set_xticks([5, 10, 20, 50, 100])
+    axis.set_yticks([20, 50, 100, 200, 500])
+    axis.legend()
+    return axis
+
+
+# --- 02: pass order ----------------------------------------------------------------------------
+
+
+@styled
+def counts_of_orders(counts: Sequence[int], marks: Mapping[str, int]) -> Axes:
+    """How many orders of the same passes end at each instruction count; `marks` names counts."""
+    need(counts, "orders")
+    values, orders = np.unique(counts, return_counts=True)
+    _, axis = plt.subplots(figsize=(WIDTH, 2.7))
+    bars = axis.bar(values, orders, width=0.8, color=COLOURS[0])
+    axis.bar_label(bars, fontsize="small", padding=1)
+    for (name, count), look in zip(marks.items(), SERIES[1:], strict=False):
+        axis.axvline(count, color=look["color"], linestyle=look["linestyle"], label=name)
+    axis.set(xlabel="instructions after all passes", ylabel="orders")
+    axis.margins(y=0.15)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(axis="x", visible=False)
+    if marks:
+        axis.legend()
+    return axis
+
+
+@styled
+def counts_by_pass(steps: Mapping[str, pd.DataFrame], oz: Mapping[str, int]) -> list[Axes]:
+    """Instructions after each pass of a list (`display.timeline`), a panel a protocol; the line
+    is what -Oz alone leaves."""
+    need(steps, "timelines")
+    longest = max(len(table) for table in steps.values())
+    axes = _panels(list(steps), 0.9 + 0.3 * longest)
+    for axis, (protocol, table) in zip(axes, steps.items(), strict=True):
+        look = LOOKS[protocol]
+        bars = axis.barh(
+            table.step, table.instructions, color=look["color"], hatch=look["hatch"],
+            edgecolor="white", linewidth=0, height=0.75,
+        )  # fmt: skip
+        axis.bar_label(bars, fontsize="small", padding=2)
+        axis.axvline(oz[protocol], color=GREY, linestyle=":", label=f"-Oz: {oz[protocol]}")
+        axis.set(xlabel="instructions")
+        axis.set_yticks(table.step, table["pass"])
+        axis.grid(axis="y", visible=False)
+        axis.margins(x=0.18)
+        axis.legend(loc="lower right")
+    axes[0].invert_yaxis()
+    return axes
+
+
+# --- 03: corpus --------------------------------------------------------------------------------
+
+
+@styled
+def size_distribution(sizes: Mapping[str, Sequence[int]]) -> Axes:
+    """Share of functions with at most so many unoptimised instructions, a line a split."""
+    need(sizes, "splits")
+    _, axis = plt.subplots(figsize=(WIDTH, 3.0))
+    for look, (name, values) in zip(SERIES, sizes.items(), strict=False):
+        need(values, "functions")
+        label = f"{name}: {len(values):,} functions, median {np.median(values):g}"
+        axis.ecdf(values, color=look["color"], linestyle=look["linestyle"], label=label)
+    axis.set(xscale="log", xlabel="unoptimised IR instructions", ylabel="share of functions")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(loc="lower right")
+    return axis
+
+
+# --- 04: autotuner -----------------------------------------------------------------------------
+
+
+@styled
+def gain_against_compilations(curves: pd.DataFrame) -> list[Axes]:
+    """Improvement over -Oz against compilations a function, a panel a protocol, a line a method.
+
+    Columns `protocol method compilations percent low high`; the band is the interval.
+    """
+    need(curves, "curves")
+    axes = _panels(list(curves.protocol.unique()), 3.1)
+    for axis in axes:
+        panel = curves[curves.protocol == axis.get_title()]
+        for look, (method, rows) in zip(SERIES, panel.groupby("method", sort=False), strict=False):
+            axis.plot(rows.compilations, rows.percent, label=method, markersize=4, **line(look))
+            axis.fill_between(
+                rows.compilations, rows.low, rows.high, color=look["color"], alpha=0.1
+            )
+        axis.set(xscale="log", xlabel="compilations a function")
+        ticks = sorted(panel.compilations.unique())
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+    axes[0].set_ylabel("improvement over -Oz")
+    axes[0].yaxis.set_major_formatter(PercentFormatter())
+    axes[0].set_ylim(bottom=min(0, curves.low.min()))
+    axes[0].legend(loc="upper left")
+    return axes
+
+
+@styled
+def headroom(table: pd.DataFrame) -> Axes:
+    """What the autotuner gains over -Oz, a row a group, a mark a protocol, with 95% intervals.
+
+    Columns `group protocol percent low high`.
+    """
+    need(table, "groups")
+    groups = list(dict.fromkeys(table.group))
+    _, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.38 * len(groups)))
+    for offset, protocol in zip((-0.14, 0.14), PROTOCOLS, strict=True):
+        rows, look = table[table.protocol == protocol], LOOKS[protocol]
+        axis.errorbar(
+            rows.percent, [groups.index(g) + offset for g in rows.group],
+            xerr=[rows.percent - rows.low, rows.high - rows.percent],
+            fmt=look["marker"], color=look["color"], capsize=3, markersize=6, label=protocol,
+        )  # fmt: skip
+    axis.set_yticks(range(len(groups)), groups)
+    axis.invert_yaxis()
+    axis.set(xlabel="improvement over -Oz, with 95% interval")
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_formatter(PercentFormatter())
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="best")
+    return axis
+
+
+@styled
+def concentration(gains: Mapping[str, Sequence[int]]) -> Axes:
+    """Share of all saved instructions that the so many most improved functions hold."""
+    need(gains, "protocols")
+    _, axis = plt.subplots(figsize=(WIDTH, 2.9))
+    for protocol, values in gains.items():
+        saved = np.sort(np.asarray(values)[np.asarray(values) > 0])[::-1]
+        need(saved, "improved functions")
+        share = np.cumsum(saved) / saved.sum()
+        half = int(np.searchsorted(share, 0.5)) + 1
+        look = LOOKS[protocol]
+        label = f"{protocol}: {half} of {len(values):,} functions hold half"
+        axis.step(
+            range(1, len(saved) + 1), share, where="mid", label=label,
+            color=look["color"], linestyle=look["linestyle"],
+        )  # fmt: skip
+        axis.plot(half, share[half - 1], look["marker"], color=look["color"], markersize=7)
+    axis.axhline(0.5, color=GREY, linewidth=0.8)
+    axis.set(xscale="log", xlabel="functions, most improved first", ylim=(0, 1.03))
+    axis.set_ylabel("share of saved instructions")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(loc="lower right")
+    return axis
+
+
+@styled
+def list_frequency(frequencies: pd.DataFrame, most: int = 14) -> Axes:
+    """How many lists hold each pass: rows are passes, columns protocols; the `most` frequent."""
+    need(frequencies, "passes")
+    rows = frequencies.loc[
+        frequencies.sum(axis=1).sort_values(ascending=False, kind="stable").index
+    ]
+    rows = rows.head(most)
+    _, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.34 * len(rows)))
+    for offset, protocol in zip((-0.2, 0.2), rows.columns, strict=True):
+        look = LOOKS[protocol]
+        axis.barh(
+            np.arange(len(rows)) + offset, rows[protocol], height=0.38, label=protocol,
+            color=look["color"], hatch=look["hatch"], edgecolor="white", linewidth=0,
+        )  # fmt: skip
+    axis.set_yticks(range(len(rows)), rows.index, fontsize="small")
+    axis.invert_yaxis()
+    axis.set(xlabel="labels other than -Oz that hold the pass")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="lower right")
+    return axis
