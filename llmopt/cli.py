@@ -361,10 +361,10 @@ def evaluate(
 
     from llmopt import autotune as tuner
     from llmopt import evaluate as evaluation
-    from llmopt import journal, pipeline
+    from llmopt import journal, pipeline, tables
 
     if path is None:
-        rows = pipeline.test_functions()
+        rows, _ = evaluation.test_functions()
     elif (path / "functions.parquet").exists():
         rows = pd.read_parquet(path / "functions.parquet").query("split == 'test'")
     else:
@@ -386,20 +386,25 @@ def evaluate(
                     pool,
                     lambda key, row: progress.update(),
                 )
-        with bar("ask the model", len(protocols) * len(rows)) as progress:
-            result = evaluation.evaluate(
-                rows,
-                labels,
-                folder,
-                single,
-                directory,
-                settings.generate_functions,
-                settings.max_new_tokens,
-                protocols,
-                pool,
-                progress.update,
-            )
-    value = {"model": str(folder), "scale": settings.name} | evaluation.summary(result)
+        if path is None and model is None and limit is None and protocols == config.PROTOCOLS:
+            result = evaluation.test_split()  # the one that the book shows
+        else:
+            with bar("ask the model", len(protocols) * len(rows)) as progress:
+                result = evaluation.evaluate(
+                    rows,
+                    labels,
+                    folder,
+                    single,
+                    directory,
+                    settings.generate_functions,
+                    settings.max_new_tokens,
+                    protocols,
+                    pool,
+                    progress.update,
+                )
+    value = {"model": str(folder), "scale": settings.name} | tables.summary(
+        result.rows, result.code, result.left_out
+    )
     if output:
         config.write_atomic(output, (json.dumps(value, indent=1) + "\n").encode())
     print_tables(value)
@@ -469,9 +474,8 @@ def main() -> None:
     except InputError as error:
         say(str(error))
         code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted; what was done is kept, the same command goes on with the rest")
-        code = 130
+        if code == 130:  # typer's word for an interrupt
+            say("interrupted; what was done is kept, the same command goes on with the rest")
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

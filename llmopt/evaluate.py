@@ -1,13 +1,16 @@
-"""Evaluation as in the paper's Section IV: rows a function, tables over them, both protocols.
+"""Evaluation as in the paper's Section IV: a row a function and method, under both protocols.
 
 Three methods stand beside -Oz: the autotuner, one fixed list (the cheapest alternative), and the
 model, greedy and in one shot. Every list is compiled by LLVM; what the model *writes* is only
 judged, never used. A list on which LLVM fails costs its function nothing but a compilation: -Oz is
-what is shipped then.
+what is shipped then. `tables` sums the rows up.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -15,12 +18,16 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from tqdm.auto import tqdm
 
-from llmopt import ir, journal, metrics, passes, sandbox
+from llmopt import config, ir, journal, metrics, passes, pipeline, prompt, sandbox
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Answer
 
 AUTOTUNER, SINGLE, MODEL = "autotuner", "single-list", "model-greedy"
+NO_LABEL = "LLVM fails even on -Oz"  # why a function is not in an evaluation
+NO_ROOM = "the prompt does not fit the model's context"
+NO_CODE, CUT_OFF = "no code", "cut off"  # answers that LLVM's parser is not even asked about
 _CHUNK = 32  # answers that are recorded together
 
 
@@ -138,7 +145,9 @@ def _judge_code(text: str, protocol: str, choice: Choice, answer: Answer) -> dic
     written = ir.normalise(answer.code or "")
     run = sandbox.shared().check([written], protocol)[0]
     compiles = run.ok and bool(written) and run.count > 0
-    message = "" if compiles else answer.error or run.message or "no function"
+    message = "" if compiles else run.message or "no function"
+    if not written:
+        message = answer.error or NO_CODE
     return {
         "unoptimised": choice.unoptimised,
         "count": choice.count,
@@ -146,11 +155,22 @@ def _judge_code(text: str, protocol: str, choice: Choice, answer: Answer) -> dic
         "predicted_after": answer.after,
         "compiles": compiles,
         "exact": written == choice.text,
-        "error": message if written else "no code",
+        "error": message,
+        "kind": "" if compiles else _kind(message, written, answer),
         "code": written,
         "reference": choice.text,
         "input": text,
     }
+
+
+def _kind(message: str, written: str, answer: Answer) -> str:
+    """The error class of code that does not compile; cut off where only its end is wrong."""
+    if not written:
+        return NO_CODE
+    line = re.match(r"line (\d+):", message)
+    if answer.error and line and int(line[1]) >= written.count("\n"):
+        return CUT_OFF
+    return metrics.classify_error(message)
 
 
 def evaluate(
@@ -175,11 +195,11 @@ def evaluate(
     if functions.empty:
         raise InputError("no functions to evaluate on")
     rows, codes = [], []
-    left_out = {"LLVM fails even on -Oz": 0}
+    left_out = {NO_LABEL: 0, NO_ROOM: 0}
     for protocol in protocols:
         known = labels[labels.protocol == protocol].set_index("id")
         usable = functions[functions.id.isin(known.index)]
-        left_out["LLVM fails even on -Oz"] += len(functions) - len(usable)
+        left_out[NO_LABEL] += len(functions) - len(usable)
         asking = partial(
             answers,
             folder,
@@ -190,6 +210,9 @@ def evaluate(
         )
         full = asking(functions=usable.head(written), passes_only=False)
         said = full | asking(functions=usable.iloc[written:])
+        room = ["does not fit" not in (said[key].error or "") for key in usable.id]
+        answered = usable[room]
+        left_out[NO_ROOM] += len(usable) - len(answered)
         items = [
             (
                 row.id,
@@ -202,7 +225,7 @@ def evaluate(
                 },
                 full.get(row.id),
             )
-            for row in usable.itertuples()
+            for row in answered.itertuples()
         ]
         for made, code in (executor.map if executor else map)(_judge, items):
             rows += made
@@ -216,81 +239,46 @@ def evaluate(
     return Evaluation(pd.DataFrame(rows), pd.DataFrame(codes), left_out)
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The paper's Table III: a row a protocol and method, improvements over -Oz in percent with
-    bootstrap 95% intervals, with and without -Oz backup."""
-    out = []
-    for (protocol, method), group in rows.groupby(["protocol", "method"], sort=False):
-        plain = metrics.outcome(group.oz, group["count"])
-        backup = metrics.with_backup(group.oz, group["count"])
-        other = int((group.passes != "-Oz").sum())
-        out.append(
-            {"protocol": protocol, "method": method}
-            | asdict(plain)
-            | {
-                "extra_compilations": int(group.compilations.sum()),
-                "says_other_than_oz": other,
-                "with_oz_backup": metrics.improvement(group.oz, backup),
-                "with_oz_backup_interval": metrics.interval(group.oz, backup),
-                "with_oz_backup_compilations": int(group.compilations.sum())
-                + (other if method != AUTOTUNER else 0),
-            }
-        )
-    return pd.DataFrame(out)
+# --- the current scale's own evaluation ----------------------------------------------------------
 
 
-def code_summary(code: pd.DataFrame) -> dict:
-    """The paper's Figure 2 at its end point, for one protocol: rates in percent, BLEU in 0 … 1.
-
-    Count errors are over the answers that give a count; `counts_given` says how many do.
-    """
-    if code.empty:
-        return {"functions": 0}
-    before = code.dropna(subset=["predicted_before"])
-    after = code.dropna(subset=["predicted_after"])
-    return {
-        "functions": len(code),
-        "compiles": 100 * float(code.compiles.mean()),
-        "exact_match": 100 * float(code.exact.mean()),
-        "bleu": metrics.bleu(list(code.code), list(code.reference)),
-        "bleu_of_copying_the_input": metrics.bleu(list(code.input), list(code.reference)),
-        "mape_before": _mape(before.predicted_before, before.unoptimised),
-        "mape_after": _mape(after.predicted_after, after["count"]),
-        "counts_given": len(after),
-    }
+def test_functions() -> tuple[pd.DataFrame, int]:
+    """The scale's test functions whose prompt and true answers fit the scale's tokens, as in the
+    paper, and how many were left out because they do not."""
+    rows, tokenizer = pipeline.test_functions(), pipeline.tokenizer()
+    most = config.scale().max_tokens
+    long = {e.id for e in pipeline.examples("test") if prompt.length(e, tokenizer) > most}
+    return rows[~rows.id.isin(long)], len(long)
 
 
-def _mape(predicted: pd.Series, actual: pd.Series) -> float | None:
-    return metrics.mape(predicted, actual) if len(actual) else None
-
-
-def summary(result: Evaluation) -> dict:
-    """Everything as one JSON value: what `llmopt evaluate --json` writes."""
-    protocols = {}
-    rows = table(result.rows)
-    for protocol, group in rows.groupby("protocol", sort=False):
-        own = result.rows[result.rows.protocol == protocol]
-        code = result.code[result.code.protocol == protocol] if len(result.code) else result.code
-        methods = {
-            row.method: {
-                "improvement": row.percent,
-                "ci95": list(row.interval),
-                "improved": row.improved,
-                "regressed": row.regressed,
-                "saved": row.saved,
-                "lost": row.lost,
-                "extra_compilations": row.extra_compilations,
-                "with_oz_backup": row.with_oz_backup,
-                "with_oz_backup_ci95": list(row.with_oz_backup_interval),
-                "with_oz_backup_compilations": row.with_oz_backup_compilations,
-                "says_other_than_oz": row.says_other_than_oz,
-            }
-            for row in group.itertuples()
-        }
-        protocols[protocol] = {
-            "functions": int(own.id.nunique()),
-            "oz": int(own.drop_duplicates("id").oz.sum()),
-            "methods": methods,
-            "codegen": code_summary(code),
-        }
-    return {"protocols": protocols, "left_out": result.left_out}
+def test_split() -> Evaluation:
+    """The current scale's model on its test split, under both protocols: made once, and shared by
+    all that show it. Builds what is missing, the model included."""
+    scale, folder = config.scale(), pipeline.model()
+    settings = (pipeline.model_folder().name, scale.generate_functions, scale.max_new_tokens)
+    directory = pipeline.stage("evaluation", ("evaluate", "generate"), settings)
+    if not (directory / "left_out.json").exists():  # written last
+        rows, long = test_functions()
+        with (
+            journal.workers() as pool,
+            tqdm(total=len(PROTOCOLS) * len(rows), desc="evaluate", unit="answer") as bar,
+        ):
+            made = evaluate(
+                rows,
+                pipeline.labels(),
+                folder,
+                pipeline.single_lists(folder),
+                directory,
+                scale.generate_functions,
+                scale.max_new_tokens,
+                executor=pool,
+                on_done=bar.update,
+            )
+        for name, table in (("rows", made.rows), ("code", made.code)):
+            buffer = io.BytesIO()
+            table.to_parquet(buffer, index=False, compression="zstd")
+            config.write_atomic(directory / f"{name}.parquet", buffer.getvalue())
+        reasons = {f"prompt and answer over {scale.max_tokens} tokens": long} | made.left_out
+        config.write_atomic(directory / "left_out.json", json.dumps(reasons).encode())
+    rows, code = (pd.read_parquet(directory / f"{name}.parquet") for name in ("rows", "code"))
+    return Evaluation(rows, code, json.loads((directory / "left_out.json").read_text()))

@@ -13,7 +13,7 @@ from llmopt.config import ROOT
 
 RANKS = (
     {"config", "passes", "ir", "metrics", "journal"},
-    {"llvm", "frontend", "sources", "tokenizer"},
+    {"llvm", "frontend", "sources", "tables", "tokenizer"},
     {"sandbox", "prompt", "model"},
     {"corpus", "autotune", "dataset"},
     {"train", "generate", "baselines"},
