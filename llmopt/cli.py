@@ -474,8 +474,6 @@ def main() -> None:
     except InputError as error:
         say(str(error))
         code = 2
-        if code == 130:  # typer's word for an interrupt
-            say("interrupted; what was done is kept, the same command goes on with the rest")
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -487,6 +485,8 @@ def main() -> None:
     except typer.TyperException as error:  # every complaint about usage
         say(f"{error.format_message()} (see `llmopt --help`)")
         code = 2
+    if code == 130:  # typer's word for an interrupt
+        say("interrupted; what was done is kept, the same command goes on with the rest")
     sys.exit(code or 0)
 
 
