@@ -10,7 +10,7 @@ import ast
 import difflib
 import hashlib
 import os
-import tempfile
+import threading
 import tomllib
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -94,17 +94,22 @@ def scale(name: str | None = None) -> Scale:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write all of `data` or nothing: readers and killed runs never see half a file."""
+    """Write all of `data` or nothing: readers and killed runs never see half a file. What is no
+    regular file (a device, a pipe) is written to, not replaced."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        try:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-            os.replace(f.name, path)
-        except BaseException:
-            os.unlink(f.name)
-            raise
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _code(module: str) -> ast.Module:

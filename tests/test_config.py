@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,10 @@ def test_fingerprint_sees_code_of_imports_but_no_prose(package):
     edited(package / "llvm.py", '"LLVMCloneModule": (_POINTER', '"LLVMCloneModule" : (_INT')
     assert config.fingerprint("sandbox") != before[0]  # sandbox imports llvm
     assert config.fingerprint("metrics") == before[1]  # metrics does not
+
+
+def test_a_device_is_written_to_and_a_full_one_says_so():
+    config.write_atomic(Path("/dev/null"), b"gone")
+    with pytest.raises(OSError, match="No space left"):
+        config.write_atomic(Path("/dev/full"), b"x" * 10)
+    assert Path("/dev/full").is_char_device() and Path("/dev/null").is_char_device()
