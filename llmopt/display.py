@@ -202,3 +202,29 @@ def table(
     if caption:
         styler = styler.set_caption(caption)
     return styler if index else styler.hide(axis="index")
+
+
+# Neighbouring tokens differ in shade; letters keep a contrast of 4.5 and more on each.
+SHADES = {LIGHT: ("#dcebff", "#ffe8c7", "#dcf3e0"), DARK: ("#1c3a5e", "#4d3611", "#1d4329")}
+
+
+def show_tokens(pieces: Sequence[str], title: str | None = None) -> HTML:
+    """A text cut into tokens, one shade next to another; `↵` is a line end inside a token."""
+    if not pieces:
+        raise InputError("no tokens to show: pass the pieces of a text")
+    spans = "".join(
+        f'<span class="tok{i % 3}">{html.escape(piece).replace(chr(10), "↵" + chr(10))}</span>'
+        for i, piece in enumerate(pieces)
+    )
+    rules = [".llmopt-view pre.tokens{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6em}"]
+    rules += [".llmopt-view pre.tokens span{border-radius:.2em;padding:.05em 0}"]
+    for style, pages in ((LIGHT, ("",)), (DARK, _DARK_PAGES)):
+        for page in pages:
+            rules += [
+                f"{page} .llmopt-view .tok{i}{{background:{shade}}}"
+                for i, shade in enumerate(SHADES[style])
+            ]
+    caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
+    body = f'<div class="llmopt-view"><figure>{caption}<pre class="tokens" tabindex="0">{spans}'
+    body += "</pre></figure></div>"
+    return HTML(f"{_style(body)}<style>{' '.join(rules)}</style>{body}")

@@ -93,7 +93,7 @@ def counts_by_level(counts: pd.DataFrame) -> Axes:
     share = counts.div(counts.iloc[:, 0], axis=0)
     _, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.24 * len(counts)))
     sns.heatmap(
-        share, annot=counts, fmt="d", cmap="cividis_r", vmin=0, vmax=1.2, ax=axis,
+        share, annot=counts, fmt="d", cmap="Blues", vmin=0, vmax=1.2, ax=axis,
         annot_kws={"fontsize": 9}, linewidths=0.5,
         cbar_kws={"label": "share of the unoptimised count", "format": PercentFormatter(1),
                   "aspect": 40, "pad": 0.02},
@@ -294,3 +294,231 @@ def list_frequency(frequencies: pd.DataFrame, most: int = 14) -> Axes:
     axis.grid(axis="y", visible=False)
     axis.legend(loc="lower right")
     return axis
+
+
+# --- 05: tokens ----------------------------------------------------------------------------------
+
+
+@styled
+def vocabulary_tradeoff(table: pd.DataFrame, paper: float) -> Axes:
+    """Characters a token against vocabulary size, a line a way to cut the text up first.
+
+    Columns `cut vocabulary characters`; `paper` is what Llama 2's tokenizer reaches on IR.
+    """
+    need(table, "tokenizers")
+    _, axis = plt.subplots(figsize=(WIDTH, 3.0))
+    for look, (cut, rows) in zip(SERIES, table.groupby("cut", sort=False), strict=False):
+        axis.plot(rows.vocabulary, rows.characters, label=cut, **line(look))
+        for x, y in zip(rows.vocabulary, rows.characters, strict=True):
+            axis.annotate(f"{y:.2f}", (x, y), xytext=(0, 6), textcoords="offset points",
+                          ha="center", fontsize="small")  # fmt: skip
+    axis.axhline(paper, color=GREY, linewidth=1, label=f"the paper's, on its own IR: {paper}")
+    axis.set(xscale="log", xlabel="vocabulary (tokens)", ylabel="characters a token")
+    axis.set_xticks(sorted(table.vocabulary.unique()))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.minorticks_off()
+    axis.set_ylim(0, 1.18 * max(paper, table.characters.max()))
+    axis.legend(loc="lower right")
+    return axis
+
+
+@styled
+def token_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> Axes:
+    """Share of functions with at most so many tokens of prompt and answer, a line a variant."""
+    need(lengths, "variants")
+    _, axis = plt.subplots(figsize=(WIDTH, 3.0))
+    for look, (name, values) in zip(SERIES, lengths.items(), strict=False):
+        need(values, "functions")
+        fits = np.mean(np.asarray(values) <= limit)
+        axis.ecdf(values, color=look["color"], linestyle=look["linestyle"],
+                  label=f"{name}: {fits:.1%} fit")  # fmt: skip
+    axis.axvline(limit, color=GREY, linewidth=1)
+    axis.annotate(f"{limit:,} tokens", (limit, 0.02), xytext=(-4, 0), textcoords="offset points",
+                  ha="right", rotation=90, fontsize="small", color=GREY)  # fmt: skip
+    axis.set(xscale="log", xlabel="tokens of prompt and answer", ylabel="share of functions")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(loc="upper left")
+    return axis
+
+
+# --- 06: prompt and model ------------------------------------------------------------------------
+
+
+@styled
+def first_choice(probabilities: pd.DataFrame) -> Axes:
+    """Probability of each next token, rows are tokens, columns ways to read the model."""
+    need(probabilities, "tokens")
+    _, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.34 * len(probabilities)))
+    for offset, look, name in zip((-0.2, 0.2), LOOKS.values(), probabilities, strict=True):
+        values = probabilities[name]
+        axis.barh(
+            np.arange(len(values)) + offset, values, height=0.38, label=name,
+            color=look["color"], hatch=look["hatch"], edgecolor="white", linewidth=0,
+        )  # fmt: skip
+    axis.set_yticks(range(len(probabilities)), probabilities.index, fontsize="small")
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="probability, logarithmic")
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    return axis
+
+
+# --- 07: training --------------------------------------------------------------------------------
+
+
+@styled
+def training_curves(log: pd.DataFrame) -> list[Axes]:
+    """Loss and learning rate of a run (`log.jsonl`: a row a step) against tokens seen.
+
+    Validation losses (`valid_list`, `valid_counts`, `valid_code`) are drawn where they were taken.
+    """
+    need(log, "steps")
+    _, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.3), width_ratios=(2.2, 1))
+    left, right = axes
+    seen = log.tokens / 1e6
+    left.plot(seen, log.loss, color="#bbbbbb", linewidth=0.7, label="training, each step")
+    left.plot(seen, log.loss.ewm(alpha=0.1).mean(), color="black", linewidth=1.2,
+              label="training, smoothed")  # fmt: skip
+    for look, kind in zip(SERIES, ("list", "counts", "code"), strict=False):
+        if f"valid_{kind}" in log:
+            rows = log.dropna(subset=[f"valid_{kind}"])
+            left.plot(rows.tokens / 1e6, rows[f"valid_{kind}"], label=f"validation, {kind}",
+                      markersize=4, **line(look))  # fmt: skip
+    left.set(xlabel="tokens seen (millions)", ylabel="loss (nats a token)")
+    left.set_ylim(bottom=0)
+    left.legend(loc="upper right")
+    right.plot(seen, log.rate, color="black", linewidth=1.2)
+    right.set(xlabel="tokens seen (millions)", ylabel="learning rate")
+    right.set_ylim(bottom=0)
+    right.ticklabel_format(axis="y", scilimits=(-3, -3), useMathText=True)
+    return list(axes)
+
+
+# --- 08: pass ordering ---------------------------------------------------------------------------
+
+
+@styled
+def improvement_by_method(table: pd.DataFrame) -> list[Axes]:
+    """Improvement over -Oz with 95% intervals (`tables.table`), a panel a protocol, a row a method;
+    in one shot, and with -Oz kept wherever it is better."""
+    need(table, "methods")
+    methods = list(dict.fromkeys(table.method))
+    axes = _panels(list(dict.fromkeys(table.protocol)), 1.6 + 0.4 * len(methods), sharex=True)
+    ways = (("percent", "interval", "in one shot"),
+            ("with_oz_backup", "with_oz_backup_interval", "with -Oz backup"))  # fmt: skip
+    for axis in axes:
+        rows = table[table.protocol == axis.get_title()]
+        for offset, look, (value, ends, label) in zip((-0.13, 0.13), SERIES, ways, strict=False):
+            low, high = (np.array([pair[side] for pair in rows[ends]]) for side in (0, 1))
+            middle = rows[value].to_numpy()
+            axis.errorbar(
+                middle, [methods.index(m) + offset for m in rows.method],
+                xerr=np.maximum(0, [middle - low, high - middle]), fmt=look["marker"],
+                color=look["color"], capsize=3, markersize=6, label=label,
+            )  # fmt: skip
+        axis.axvline(0, color=GREY, linewidth=1)
+        axis.set_yticks(range(len(methods)), methods)
+        axis.set_ylim(len(methods) - 0.5, -0.5)
+        axis.set(xlabel="improvement over -Oz")
+        axis.xaxis.set_major_formatter(PercentFormatter(decimals=None))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.grid(axis="y", visible=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return axes
+
+
+@styled
+def list_lengths(shares: Mapping[str, pd.DataFrame]) -> list[Axes]:
+    """Share of functions by what was said, a panel a protocol: rows are `-Oz` and lengths of other
+    lists, columns methods."""
+    need(shares, "protocols")
+    axes = _panels(list(shares), 2.9)
+    for axis, (protocol, table) in zip(axes, shares.items(), strict=True):
+        need(table, "lists")
+        width = 0.8 / table.shape[1]
+        for i, (look, method) in enumerate(zip(LOOKS.values(), table, strict=False)):
+            at = np.arange(len(table)) + (i - (table.shape[1] - 1) / 2) * width
+            axis.bar(at, table[method], width, label=method, color=look["color"],
+                     hatch=look["hatch"], edgecolor="white", linewidth=0)  # fmt: skip
+        axis.set_xticks(range(len(table)), table.index, fontsize="small")
+        axis.set(title=protocol, xlabel="passes in the list")
+        axis.grid(axis="x", visible=False)
+    axes[0].set_ylabel("share of functions")
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[-1].legend(loc="upper right")
+    return axes
+
+
+# --- 09: generated code --------------------------------------------------------------------------
+
+
+@styled
+def rate_by_size(table: pd.DataFrame) -> Axes:
+    """Share of generated code that compiles, by the function's size, with 95% intervals.
+
+    Columns `group protocol percent low high`; groups in the order of size.
+    """
+    need(table, "groups")
+    groups = list(dict.fromkeys(table.group))
+    _, axis = plt.subplots(figsize=(WIDTH, 3.0))
+    for offset, protocol in zip((-0.07, 0.07), dict.fromkeys(table.protocol), strict=False):
+        rows, look = table[table.protocol == protocol], LOOKS[protocol]
+        axis.errorbar(
+            [groups.index(g) + offset for g in rows.group], rows.percent,
+            yerr=np.maximum(0, [rows.percent - rows.low, rows.high - rows.percent]),
+            capsize=3, label=protocol, **line(look),
+        )  # fmt: skip
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set(xlabel="unoptimised instructions", ylabel="answers that compile", ylim=(-3, 103))
+    axis.yaxis.set_major_formatter(PercentFormatter())
+    axis.grid(axis="x", visible=False)
+    axis.legend()
+    return axis
+
+
+@styled
+def error_classes(shares: pd.DataFrame) -> Axes:
+    """What is wrong with code that does not compile: rows are classes, columns sets of answers."""
+    need(shares, "errors")
+    looks = [*LOOKS.values(), {"color": GREY, "hatch": "..."}]
+    _, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.42 * len(shares)))
+    height = 0.8 / shares.shape[1]
+    for i, (look, name) in enumerate(zip(looks, shares, strict=False)):
+        at = np.arange(len(shares)) + (i - (shares.shape[1] - 1) / 2) * height
+        axis.barh(at, shares[name], height, label=name, color=look["color"],
+                  hatch=look["hatch"], edgecolor="white", linewidth=0)  # fmt: skip
+    axis.set_yticks(range(len(shares)), shares.index)
+    axis.invert_yaxis()
+    axis.set(xlabel="share of the answers that do not compile")
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="lower right")
+    return axis
+
+
+@styled
+def predicted_counts(code: pd.DataFrame) -> list[Axes]:
+    """The model's instruction counts against LLVM's, before and after its list, a point an answer.
+
+    Columns `protocol unoptimised count predicted_before predicted_after`, as `evaluate` makes them.
+    """
+    need(code, "answers")
+    _, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.3))
+    pairs = (("before", "unoptimised", "predicted_before"), ("after", "count", "predicted_after"))
+    for axis, (title, actual, predicted) in zip(axes, pairs, strict=True):
+        for protocol, rows in code.groupby("protocol", sort=False):
+            look = LOOKS[protocol]
+            axis.scatter(rows[actual], rows[predicted], s=16, alpha=0.6, label=protocol,
+                         color=look["color"], marker=look["marker"], rasterized=True)  # fmt: skip
+        ends = [1, 1.2 * float(code[actual].max())]
+        axis.plot(ends, ends, color=GREY, linewidth=1)
+        axis.set(xscale="log", yscale="log", title=title, xlabel="counted by LLVM")
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_formatter("{x:,g}")
+            each.set_minor_formatter("")
+    axes[0].set_ylabel("written by the model")
+    axes[0].legend(loc="upper left")
+    return list(axes)
