@@ -162,12 +162,11 @@ def counts_by_pass(steps: Mapping[str, pd.DataFrame], oz: Mapping[str, int]) -> 
             edgecolor="white", linewidth=0, height=0.75,
         )  # fmt: skip
         axis.bar_label(bars, fontsize="small", padding=2)
-        axis.axvline(oz[protocol], color=GREY, linestyle=":", label=f"-Oz: {oz[protocol]}")
-        axis.set(xlabel="instructions")
+        axis.axvline(oz[protocol], color="black", linestyle=":", linewidth=1.2)
+        axis.set(xlabel="instructions", title=f"{protocol} (dotted: -Oz, {oz[protocol]})")
         axis.set_yticks(table.step, table["pass"])
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.18)
-        axis.legend(loc="lower right")
     axes[0].invert_yaxis()
     return axes
 

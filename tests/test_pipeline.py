@@ -1,0 +1,84 @@
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from llmopt import config, corpus, pipeline
+from llmopt.config import InputError
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A home of its own and, for a corpus, whatever rows a test puts there."""
+    monkeypatch.setenv("LLMOPT_HOME", str(tmp_path))
+    monkeypatch.setenv("LLMOPT_SCALE", "smoke")
+    built = []
+
+    def build(scale, folder, executor, progress):
+        missing = [] if built else [{"project": "away", "reason": "no network"}]
+        built.append(folder)
+        rows = [
+            {"id": f"{split}{i:03}", "split": split, "ir": ""}
+            for split in ("train", "valid", "test")
+            for i in range(50)
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_parquet(folder / "functions.parquet")
+        (folder / "report.json").write_text(json.dumps({"missing": missing}))
+
+    monkeypatch.setattr(corpus, "build", build)
+    return built
+
+
+def test_a_stage_is_named_after_code_settings_and_scale(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMOPT_HOME", str(tmp_path))
+    monkeypatch.setenv("LLMOPT_SCALE", "smoke")
+    one = pipeline.stage("x", ("ir",), (1, 2))
+    assert one == pipeline.stage("x", ("ir",), (1, 2))
+    assert one.parent == tmp_path / "smoke" and one.name.startswith("x-")
+    assert one != pipeline.stage("x", ("ir",), (1, 3))
+    assert one != pipeline.stage("x", ("metrics",), (1, 2))
+    monkeypatch.setattr(config, "fingerprint", lambda *modules: "edited")
+    assert one != pipeline.stage("x", ("ir",), (1, 2))
+
+
+def test_a_setting_renames_its_own_stage_and_those_after_it(small, monkeypatch):
+    def names():
+        folders = pipeline.corpus_folder, pipeline.labels_folder, pipeline.model_folder
+        return [folder().name for folder in folders]
+
+    before = names()
+    scale = config.scale()
+    monkeypatch.setattr(config, "scale", lambda: replace(scale, search_compilations=7))
+    after = names()
+    assert before[0] == after[0] and before[1] != after[1] and before[2] != after[2]
+
+
+def test_a_corpus_that_lacked_a_source_is_tried_again(small):
+    pipeline.functions()
+    assert len(small) == 1
+    pipeline.functions()
+    assert len(small) == 2
+    pipeline.functions()
+    assert len(small) == 2  # whole now
+
+
+def test_wanted_takes_all_of_train_and_the_first_of_the_others(small):
+    scale = config.scale("smoke")
+    counts = pipeline.wanted().split.value_counts().to_dict()
+    assert counts == {
+        "train": 50,
+        "valid": scale.valid_functions,
+        "test": scale.test_functions,
+    }
+    assert set(pipeline.test_functions().split) == {"test"}
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"single-list": {"stripped": "-Oz"}}', "[1]"])
+def test_a_model_without_usable_baselines_is_refused_by_name(tmp_path, text):
+    with pytest.raises(InputError, match="baselines.json"):
+        pipeline.single_lists(tmp_path)
+    (tmp_path / "baselines.json").write_text(text)
+    with pytest.raises(InputError, match="baselines.json: no usable baselines"):
+        pipeline.single_lists(tmp_path)
