@@ -193,15 +193,17 @@ def table(
 ) -> Styler:
     """A data frame for reading: numbers to the right with thousands marked, text escaped.
 
-    `formats` maps columns to format strings (`"{:.1f}%"`). The page's theme sets the colours.
+    `formats` maps columns to format strings (`"{:.1f}%"`). With `index` the index becomes the first
+    columns. The page's theme sets the colours.
     """
+    frame = frame.reset_index(drop=not index)
     text = [c for c in frame.columns if frame[c].dtype.kind not in "iufb"]
     styler = frame.style.format(formats, na_rep="–", thousands=",", precision=2, escape="html")
     styler = styler.set_uuid("t").set_table_attributes('class="dataframe"')
     styler = styler.set_properties(subset=text, **{"text-align": "left"})
     if caption:
         styler = styler.set_caption(caption)
-    return styler if index else styler.hide(axis="index")
+    return styler.hide(axis="index")
 
 
 # Neighbouring tokens differ in shade; letters keep a contrast of 4.5 and more on each.

@@ -227,7 +227,7 @@ def headroom(table: pd.DataFrame) -> Axes:
     """
     need(table, "groups")
     groups = list(dict.fromkeys(table.group))
-    _, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.38 * len(groups)))
+    _, axis = plt.subplots(figsize=(WIDTH, 1.0 + 0.31 * len(groups)))
     for offset, protocol in zip((-0.14, 0.14), PROTOCOLS, strict=True):
         rows, look = table[table.protocol == protocol], LOOKS[protocol]
         axis.errorbar(
@@ -286,7 +286,8 @@ def list_frequency(frequencies: pd.DataFrame, most: int = 14) -> Axes:
             np.arange(len(rows)) + offset, rows[protocol], height=0.38, label=protocol,
             color=look["color"], hatch=look["hatch"], edgecolor="white", linewidth=0,
         )  # fmt: skip
-    axis.set_yticks(range(len(rows)), rows.index, fontsize="small")
+    names = [n if len(n) <= 34 else f"{n[:18]}…{n[-14:]}" for n in rows.index]
+    axis.set_yticks(range(len(rows)), names, fontsize="small")
     axis.invert_yaxis()
     axis.set(xlabel="labels other than -Oz that hold the pass")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
