@@ -9,6 +9,7 @@ Figures are not here (`plots`).
 from __future__ import annotations
 
 import difflib
+import hashlib
 import html
 import re
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ _DARK_PAGES = ('html[data-theme="dark"]', 'body[data-jp-theme-light="false"]')
 _LAYOUT = """
 .llmopt-view{display:flex;flex-wrap:wrap;gap:.6rem;margin:.3rem 0}
 .llmopt-view figure{flex:1 1 17rem;min-width:0;margin:0}
-.llmopt-view figcaption{font-size:.9em;margin:0 0 .2rem;text-align:left}
+.llmopt-view figcaption{color:inherit;font-size:.9em;margin:0 0 .2rem;text-align:left}
 .llmopt-view pre{font-size:.78em;line-height:1.45;margin:0;padding:.6em 0;max-height:32rem;
 overflow:auto;border:1px solid #8884;border-radius:.25rem}
 .llmopt-view pre span.l{display:block;min-width:max-content;padding:0 .8em}
@@ -197,13 +198,21 @@ def table(
     columns. The page's theme sets the colours.
     """
     frame = frame.reset_index(drop=not index)
-    text = [c for c in frame.columns if frame[c].dtype.kind not in "iufb"]
+    styles = {}
+    for name in frame.columns:
+        side = "right" if frame[name].dtype.kind in "iufb" else "left"
+        wrap = ";white-space:nowrap" if len(str(name)) <= 12 else ""
+        styles[name] = [
+            {"selector": "td", "props": f"text-align:{side}"},
+            {"selector": "th", "props": f"text-align:{side}{wrap}"},
+        ]
     styler = frame.style.format(formats, na_rep="–", thousands=",", precision=2, escape="html")
-    styler = styler.set_uuid("t").set_table_attributes('class="dataframe"')
-    styler = styler.set_properties(subset=text, **{"text-align": "left"})
+    styler = styler.format_index(escape="html", axis=1).hide(axis="index")
     if caption:
         styler = styler.set_caption(caption)
-    return styler.hide(axis="index")
+    # An id of its own on a page, the same one in every build.
+    key = hashlib.sha256(frame.to_csv().encode()).hexdigest()[:8]
+    return styler.set_uuid(key).set_table_attributes('class="dataframe"').set_table_styles(styles)
 
 
 # Neighbouring tokens differ in shade; letters keep a contrast of 4.5 and more on each.

@@ -111,3 +111,8 @@ def test_tables_are_escaped_and_formatted():
     text = display.table(frame, {"share": "{:.1%}"}, "Gain").to_html()
     assert "gvn&lt;no-pre&gt;" in text and "12,345" in text and "50.0%" in text
     assert "<caption>Gain</caption>" in text and "dataframe" in text
+    assert text == display.table(frame, {"share": "{:.1%}"}, "Gain").to_html()
+    other = display.table(frame.assign(n=1), index=True).to_html()
+    ids = {re.search(r'<table id="(\w+)"', each)[1] for each in (text, other)}
+    assert len(ids) == 2
+    assert re.search(r"td\.col1 *{\s*text-align: *right", text)
