@@ -168,7 +168,7 @@ def _kind(message: str, written: str, answer: Answer) -> str:
     if not written:
         return NO_CODE
     line = re.match(r"line (\d+):", message)
-    if answer.error and line and int(line[1]) >= written.count("\n"):
+    if answer.error and line and int(line[1]) >= written.count("\n") > 1:
         return CUT_OFF
     return metrics.classify_error(message)
 

@@ -310,8 +310,8 @@ def vocabulary_tradeoff(table: pd.DataFrame, paper: float) -> Axes:
     for look, (cut, rows) in zip(SERIES, table.groupby("cut", sort=False), strict=False):
         axis.plot(rows.vocabulary, rows.characters, label=cut, **line(look))
         for x, y in zip(rows.vocabulary, rows.characters, strict=True):
-            axis.annotate(f"{y:.2f}", (x, y), xytext=(0, 6), textcoords="offset points",
-                          ha="center", fontsize="small")  # fmt: skip
+            axis.annotate(f"{y:.2f}", (x, y), xytext=(0, 6 if look is SERIES[0] else -14),
+                          textcoords="offset points", ha="center", fontsize="small")  # fmt: skip
     axis.axhline(paper, color=GREY, linewidth=1, label=f"the paper's, on its own IR: {paper}")
     axis.set(xscale="log", xlabel="vocabulary (tokens)", ylabel="characters a token")
     axis.set_xticks(sorted(table.vocabulary.unique()))
@@ -335,7 +335,8 @@ def token_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> Axes:
     axis.axvline(limit, color=GREY, linewidth=1)
     axis.annotate(f"{limit:,} tokens", (limit, 0.02), xytext=(-4, 0), textcoords="offset points",
                   ha="right", rotation=90, fontsize="small", color=GREY)  # fmt: skip
-    axis.set(xscale="log", xlabel="tokens of prompt and answer", ylabel="share of functions")
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="tokens of prompt and answer", ylabel="share of functions")
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(loc="upper left")
@@ -388,7 +389,8 @@ def training_curves(log: pd.DataFrame) -> list[Axes]:
                       markersize=4, **line(look))  # fmt: skip
     left.set(xlabel="tokens seen (millions)", ylabel="loss (nats a token)")
     left.set_ylim(bottom=0)
-    left.legend(loc="upper right")
+    handles, labels = left.get_legend_handles_labels()
+    left.figure.legend(handles, labels, loc="outside lower center", ncols=3)
     right.plot(seen, log.rate, color="black", linewidth=1.2)
     right.set(xlabel="tokens seen (millions)", ylabel="learning rate")
     right.set_ylim(bottom=0)
@@ -517,8 +519,8 @@ def predicted_counts(code: pd.DataFrame) -> list[Axes]:
         axis.plot(ends, ends, color=GREY, linewidth=1)
         axis.set(xscale="log", yscale="log", title=title, xlabel="counted by LLVM")
         for each in (axis.xaxis, axis.yaxis):
-            each.set_major_formatter("{x:,g}")
+            each.set_major_formatter("{x:,.0f}")
             each.set_minor_formatter("")
     axes[0].set_ylabel("written by the model")
-    axes[0].legend(loc="upper left")
+    axes[0].legend(loc="lower right")
     return list(axes)

@@ -81,19 +81,19 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
             else form.format(value)
         )
 
-    columns = {
+    columns = {  # the hyphen in titles is one at which no line breaks
         "protocol": ("protocol", "{}"),
         "suite": ("suite", "{}"),
         "method": ("method", "{}"),
         "functions": ("functions", "{:,}"),
-        "percent": ("over -Oz", "{:.2f}%"),
+        "percent": ("over \u2011Oz", "{:.2f}%"),
         "interval": ("95% interval", "{:.2f} to {:.2f}%"),
         "improved": ("improved", "{:,.0f}"),
         "regressed": ("regressed", "{:,.0f}"),
         "saved": ("saved", "{:,.0f}"),
         "lost": ("lost", "{:,.0f}"),
         "extra_compilations": ("extra compilations", "{:,.0f}"),
-        "with_oz_backup": ("with -Oz backup", "{:.2f}%"),
+        "with_oz_backup": ("with \u2011Oz backup", "{:.2f}%"),
         "with_oz_backup_compilations": ("compilations then", "{:,.0f}"),
     }
     return pd.DataFrame(

@@ -266,9 +266,9 @@ def test_table_by_suite():
 
 def test_readable_shows_every_figure_and_a_dash_for_none():
     shown = tables.readable(tables.table(rows(("m", 1000, 990, "gvn"))))
-    assert shown["over -Oz"][0] == "1.00%" and shown["95% interval"][0] == "1.00 to 1.00%"
+    assert shown["over \u2011Oz"][0] == "1.00%" and shown["95% interval"][0] == "1.00 to 1.00%"
     paper = tables.readable(pd.DataFrame(tables.PAPER)).set_index("method")
-    assert paper.loc["7B model", "over -Oz"] == "3.01%"
+    assert paper.loc["7B model", "over \u2011Oz"] == "3.01%"
     assert paper.loc["AutoPhase", "improved"] == "–"
     assert paper.loc["autotuner", "extra compilations"] == "2,522,253,069"
 
