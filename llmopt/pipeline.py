@@ -26,6 +26,11 @@ from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
 
 
+# What small controlled runs of a few hundred steps favoured (`train.TrainConfig`): the prompt is
+# worth learning from, too, and the one token that decides the list must be heard.
+RECIPE = {"prompt_weight": 0.5, "list_weight": 8.0}
+
+
 def stage(name: str, modules: tuple[str, ...], settings: object) -> Path:
     """The folder of a stage: what it holds depends on nothing but the arguments and our code."""
     text = f"{config.fingerprint(*modules)}\n{settings!r}"
@@ -187,6 +192,7 @@ def model_folder() -> Path:
         scale.train_steps,
         scale.tokens_per_batch,
         scale.learning_rate,
+        RECIPE,
     )
     return stage("model", ("train", "baselines"), settings)
 
@@ -220,6 +226,7 @@ def model(on_step=None) -> Path:
             tokens_per_batch=scale.tokens_per_batch,
             max_tokens=scale.max_tokens,
             learning_rate=scale.learning_rate,
+            **RECIPE,
         )
         train.train(
             examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step
