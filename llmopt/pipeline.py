@@ -25,7 +25,6 @@ from llmopt import tokenizer as tokenizers
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
 
-
 # What small controlled runs of a few hundred steps favoured (`train.TrainConfig`): the prompt is
 # worth learning from, too, and the one token that decides the list must be heard.
 RECIPE = {"prompt_weight": 0.5, "list_weight": 8.0}
