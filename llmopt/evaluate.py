@@ -257,28 +257,29 @@ def test_split() -> Evaluation:
     scale, folder = config.scale(), pipeline.model()
     settings = (pipeline.model_folder().name, scale.generate_functions, scale.max_new_tokens)
     directory = pipeline.stage("evaluation", ("evaluate", "generate"), settings)
-    if not (directory / "left_out.json").exists():  # written last
-        rows, long = test_functions()
-        with (
-            journal.workers() as pool,
-            tqdm(total=len(PROTOCOLS) * len(rows), desc="evaluate", unit="answer") as bar,
-        ):
-            made = evaluate(
-                rows,
-                pipeline.labels(),
-                folder,
-                pipeline.single_lists(folder),
-                directory,
-                scale.generate_functions,
-                scale.max_new_tokens,
-                executor=pool,
-                on_done=bar.update,
-            )
-        for name, table in (("rows", made.rows), ("code", made.code)):
-            buffer = io.BytesIO()
-            table.to_parquet(buffer, index=False, compression="zstd")
-            config.write_atomic(directory / f"{name}.parquet", buffer.getvalue())
-        reasons = {f"prompt and answer over {scale.max_tokens} tokens": long} | made.left_out
-        config.write_atomic(directory / "left_out.json", json.dumps(reasons).encode())
+    with pipeline.alone(directory):
+        if not (directory / "left_out.json").exists():  # written last
+            rows, long = test_functions()
+            with (
+                journal.workers() as pool,
+                tqdm(total=len(PROTOCOLS) * len(rows), desc="evaluate", unit="answer") as bar,
+            ):
+                made = evaluate(
+                    rows,
+                    pipeline.labels(),
+                    folder,
+                    pipeline.single_lists(folder),
+                    directory,
+                    scale.generate_functions,
+                    scale.max_new_tokens,
+                    executor=pool,
+                    on_done=bar.update,
+                )
+            for name, table in (("rows", made.rows), ("code", made.code)):
+                buffer = io.BytesIO()
+                table.to_parquet(buffer, index=False, compression="zstd")
+                config.write_atomic(directory / f"{name}.parquet", buffer.getvalue())
+            reasons = {f"prompt and answer over {scale.max_tokens} tokens": long} | made.left_out
+            config.write_atomic(directory / "left_out.json", json.dumps(reasons).encode())
     rows, code = (pd.read_parquet(directory / f"{name}.parquet") for name in ("rows", "code"))
     return Evaluation(rows, code, json.loads((directory / "left_out.json").read_text()))

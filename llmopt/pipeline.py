@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from llmopt import autotune, baselines, config, corpus, ir, journal, passes, sandbox, sources
@@ -25,16 +26,20 @@ from llmopt import tokenizer as tokenizers
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
 
-# What small controlled runs of a few hundred steps favoured (`train.TrainConfig`): the prompt is
-# worth learning from, too, and the one token that decides the list must be heard.
-RECIPE = {"prompt_weight": 0.5, "list_weight": 8.0}
-
 
 def stage(name: str, modules: tuple[str, ...], settings: object) -> Path:
     """The folder of a stage: what it holds depends on nothing but the arguments and our code."""
     text = f"{config.fingerprint(*modules)}\n{settings!r}"
     key = hashlib.sha256(text.encode()).hexdigest()[:10]
     return config.home() / config.scale().name / f"{name}-{key}"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One maker at a time: a second notebook that needs the stage waits and finds it made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        yield
 
 
 @contextmanager
@@ -56,16 +61,21 @@ def functions() -> pd.DataFrame:
     folder = corpus_folder()
     report = folder / "report.json"
     # A corpus that lacked a source when it was made is tried again: what is there costs little.
-    if not report.exists() or json.loads(report.read_text())["missing"]:
-        with journal.workers() as executor, _bar("corpus", 0, "file") as bar:
-
-            def progress(done: int, total: int, what: str) -> None:
-                bar.total, bar.n = total, done
-                bar.set_postfix_str(what[-40:], refresh=False)
-                bar.refresh()
-
-            corpus.build(config.scale(), folder, executor, progress)
+    with alone(folder):
+        if not report.exists() or json.loads(report.read_text())["missing"]:
+            _build_corpus(folder)
     return pd.read_parquet(folder / "functions.parquet")
+
+
+def _build_corpus(folder: Path) -> None:
+    with journal.workers() as executor, _bar("corpus", 0, "file") as bar:
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(what[-40:], refresh=False)
+            bar.refresh()
+
+        corpus.build(config.scale(), folder, executor, progress)
 
 
 def report() -> dict:
@@ -97,26 +107,25 @@ def labels_folder() -> Path:
 def labels() -> pd.DataFrame:
     """The autotuner's labels (`autotune.LABEL_COLUMNS`), two rows a function."""
     folder = labels_folder()
-    if not (folder / "labels.parquet").exists():
-        rows, scale = wanted(), config.scale()
-        with journal.workers() as executor, _bar("autotune", 4 * len(rows), "task") as bar:
-            saved = 0
-
-            def on_done(_: str, row: dict) -> None:
-                nonlocal saved
-                saved += max(0, row.get("oz", 0) - row.get("best", 0))
-                bar.set_postfix(saved=f"{saved} instructions", refresh=False)
-                bar.update()
-
-            autotune.label(
-                rows,
-                folder,
-                scale.search_compilations,
-                scale.broadcast_lists,
-                executor,
-                on_done,
-            )
+    with alone(folder):
+        if not (folder / "labels.parquet").exists():
+            _search(folder)
     return autotune.read_labels(folder / "labels.parquet")
+
+
+def _search(folder: Path) -> None:
+    rows, scale = wanted(), config.scale()
+    with journal.workers() as executor, _bar("autotune", 4 * len(rows), "task") as bar:
+        saved = 0
+
+        def on_done(_: str, row: dict) -> None:
+            nonlocal saved
+            saved += max(0, row.get("oz", 0) - row.get("best", 0))
+            bar.set_postfix(saved=f"{saved} instructions", refresh=False)
+            bar.update()
+
+        compilations, lists = scale.search_compilations, scale.broadcast_lists
+        autotune.label(rows, folder, compilations, lists, executor, on_done)
 
 
 def _answers_folder() -> Path:
@@ -125,23 +134,29 @@ def _answers_folder() -> Path:
 
 def answers() -> pd.DataFrame:
     """Labels with what LLVM makes of their lists (`optimised`) and the function's columns."""
-    path = _answers_folder() / "answers.parquet"
-    if not path.exists():
-        table = labels().merge(functions().drop(columns="unoptimised"), on="id")
-        with journal.workers() as executor, _bar("optimise", len(table)) as bar:
-
-            def optimised(row: tuple[str, str, str]) -> str | None:
-                text, protocol, listed = row
-                run = sandbox.shared().run(text, protocol, [passes.parse(listed)], text=True)[0]
-                bar.update()
-                return run.text if run.ok else None
-
-            rows = zip(table.ir, table.protocol, table.passes, strict=True)
-            table["optimised"] = list(executor.map(optimised, rows))
-        buffer = io.BytesIO()
-        table.dropna(subset=["optimised"]).to_parquet(buffer, index=False, compression="zstd")
-        config.write_atomic(path, buffer.getvalue())
+    folder = _answers_folder()
+    path = folder / "answers.parquet"
+    with alone(folder):
+        if not path.exists():
+            _optimise(path)
     return pd.read_parquet(path)
+
+
+def _optimise(path: Path) -> None:
+    table = labels().merge(functions().drop(columns="unoptimised"), on="id")
+    with journal.workers() as executor, _bar("optimise", len(table)) as bar:
+
+        def optimised(row: tuple[str, str, str]) -> str | None:
+            text, protocol, listed = row
+            run = sandbox.shared().run(text, protocol, [passes.parse(listed)], text=True)[0]
+            bar.update()
+            return run.text if run.ok else None
+
+        rows = zip(table.ir, table.protocol, table.passes, strict=True)
+        table["optimised"] = list(executor.map(optimised, rows))
+    buffer = io.BytesIO()
+    table.dropna(subset=["optimised"]).to_parquet(buffer, index=False, compression="zstd")
+    config.write_atomic(path, buffer.getvalue())
 
 
 def examples(split: str) -> list[Example]:
@@ -176,9 +191,10 @@ def _texts(example: Example) -> Iterator[str]:
 def tokenizer() -> tokenizers.Tokenizer:
     """The tokenizer trained on the train split: prompts and answers, renamed, marks left out."""
     folder = tokenizer_folder()
-    if not folder.exists():
-        texts = (text for example in examples("train") for text in _texts(example))
-        tokenizers.train(texts, config.scale().vocabulary).save(folder)
+    with alone(folder):
+        if not (folder / "tokenizer.json").exists():
+            texts = (text for example in examples("train") for text in _texts(example))
+            tokenizers.train(texts, config.scale().vocabulary).save(folder)
     return tokenizers.load(folder)
 
 
@@ -191,7 +207,6 @@ def model_folder() -> Path:
         scale.train_steps,
         scale.tokens_per_batch,
         scale.learning_rate,
-        RECIPE,
     )
     return stage("model", ("train", "baselines"), settings)
 
@@ -209,37 +224,43 @@ def single_lists(folder: Path) -> dict[str, tuple[str, ...]]:
         ) from None
 
 
-def model(on_step=None) -> Path:
+def model(on_step: Callable[[dict], None] | None = None) -> Path:
     """The folder of the model trained on the train split, with the baselines' lists beside it.
 
     `on_step` is handed to `train.train`: called with each logged row while the model learns.
     """
+    folder = model_folder()
+    final = folder / "model"  # where `train.train` leaves it
+    with alone(folder):
+        if not (final / "baselines.json").exists():
+            _train(folder, on_step)
+            config.write_atomic(final / "baselines.json", _baselines().encode())
+    return final
+
+
+def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
     from llmopt import train  # torch, for those who need it
 
-    scale, folder = config.scale(), model_folder()
-    final = folder / "model"  # where `train.train` leaves it
-    if not (final / "baselines.json").exists():
-        recipe = train.TrainConfig(
-            preset=scale.preset,
-            steps=scale.train_steps,
-            tokens_per_batch=scale.tokens_per_batch,
-            max_tokens=scale.max_tokens,
-            learning_rate=scale.learning_rate,
-            **RECIPE,
-        )
-        train.train(
-            examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step
-        )
-        rows = functions()
-        rows = rows[rows.split == "train"]
-        with journal.workers() as executor:
-            lists = {
-                protocol: passes.format(baselines.single_list(rows, labels(), protocol, executor))
-                for protocol in PROTOCOLS
-            }
-        text = json.dumps({"single-list": lists}, indent=1)
-        config.write_atomic(final / "baselines.json", text.encode())
-    return final
+    scale = config.scale()
+    recipe = train.TrainConfig(
+        preset=scale.preset,
+        steps=scale.train_steps,
+        tokens_per_batch=scale.tokens_per_batch,
+        max_tokens=scale.max_tokens,
+        learning_rate=scale.learning_rate,
+    )
+    train.train(examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step)
+
+
+def _baselines() -> str:
+    rows = functions()
+    rows = rows[rows.split == "train"]
+    with journal.workers() as executor:
+        lists = {
+            protocol: passes.format(baselines.single_list(rows, labels(), protocol, executor))
+            for protocol in PROTOCOLS
+        }
+    return json.dumps({"single-list": lists}, indent=1)
 
 
 def test_functions() -> pd.DataFrame:
