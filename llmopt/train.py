@@ -47,17 +47,17 @@ class TrainConfig:
     preset: str = "classroom"
     steps: int | None = None
     seconds: float | None = None
-    tokens_per_batch: int = 4096  # padding included, on each device
+    tokens_per_batch: int = 1024  # padding included, on each device
     accumulate: int = 1  # batches a step, for large batches on few devices
     max_tokens: int = 2048  # longer examples are left out, and counted in the log
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     final_rate: float = 0.1  # of the peak
     warmup: float = 0.03  # of the run
     weight_decay: float = 0.1
     clip: float = 1.0
     optimizer: str = "muon"  # for the layers' matrices; or "adamw" for everything
-    prompt_weight: float = 0.0
-    list_weight: float = 1.0
+    prompt_weight: float = 0.5
+    list_weight: float = 8.0
     count_weight: float = 1.0
     repeat_improved: int = 1  # how often a function with a better list than -Oz is shown
     curriculum: float = 0.0  # 0: any order; the larger, the more short functions come first
@@ -70,7 +70,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise InputError("a training run: give either steps or seconds")
-        if min(self.steps or 1, self.seconds or 1, self.tokens_per_batch, self.accumulate) <= 0:
+        sizes = (self.steps, self.seconds, self.tokens_per_batch, self.accumulate)
+        if any(size is not None and size <= 0 for size in sizes):
             raise InputError("a training run: steps, seconds and batches must be above zero")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"unknown optimizer {self.optimizer!r}: use adamw or muon")

@@ -19,7 +19,7 @@ from llmopt.prompt import Example
 from llmopt.train import TrainConfig
 
 CONFIG = TrainConfig(preset="smoke", steps=30, tokens_per_batch=600, learning_rate=5e-3,
-                     validate_every=10, checkpoint_every=10, list_weight=2.0)
+                     validate_every=10, checkpoint_every=10, list_weight=2.0, prompt_weight=0.0)
 
 
 def functions(n: int) -> list[Example]:
