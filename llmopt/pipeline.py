@@ -248,6 +248,8 @@ def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
         tokens_per_batch=scale.tokens_per_batch,
         max_tokens=scale.max_tokens,
         learning_rate=scale.learning_rate,
+        validate_every=250,  # as in the paper
+        checkpoint_every=250,
     )
     train.train(examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step)
 
