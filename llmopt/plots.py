@@ -394,6 +394,8 @@ def training_curves(log: pd.DataFrame) -> list[Axes]:
     right.plot(seen, log.rate, color="black", linewidth=1.2)
     right.set(xlabel="tokens seen (millions)", ylabel="learning rate")
     right.set_ylim(bottom=0)
+    left.xaxis.set_major_locator(MaxNLocator(5))
+    right.xaxis.set_major_locator(MaxNLocator(3))
     right.ticklabel_format(axis="y", scilimits=(-3, -3), useMathText=True)
     return list(axes)
 
@@ -425,7 +427,7 @@ def improvement_by_method(table: pd.DataFrame) -> list[Axes]:
         axis.set_ylim(len(methods) - 0.5, -0.5)
         axis.set(xlabel="improvement over -Oz")
         axis.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.grid(axis="y", visible=False)
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2)
