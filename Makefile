@@ -56,7 +56,7 @@ lint: env ## Check style, and that notebooks hold no outputs
 	@$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 bench: env ## Time LLVM in process against opt, and the other benchmarks
-	@$(BIN)/llmopt bench $(ARGS)
+	@$(BIN)/llmopt bench compile $(ARGS)
 
 lab: env ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks

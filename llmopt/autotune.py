@@ -10,7 +10,9 @@ A compilation is one list run over one function, a walk included.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmopt import journal, llvm, passes, sandbox
+from llmopt import config, journal, llvm, passes, sandbox
 from llmopt.config import PROTOCOLS, InputError, write_atomic
 
 MAX_LENGTH = 9  # of a random list, as in the paper's best lists
@@ -65,7 +67,7 @@ def random_list(rng: random.Random, longest: int = MAX_LENGTH) -> tuple[str, ...
 
 
 def mutate(rng: random.Random, names: tuple[str, ...]) -> tuple[str, ...]:
-    """A neighbour of a list: passes appended, inserted, replaced or dropped."""
+    """A neighbour of a list: passes appended, inserted, replaced or moved to the end anew."""
     out = list(names)
     kind = rng.randrange(4)
     if kind == 0:
@@ -85,7 +87,8 @@ def _better(run: llvm.Run, best: llvm.Run) -> bool:
 
 
 def search(ir: str, protocol: str, compilations: int, seed: str | int = 0) -> Found:
-    """Search for the list that leaves fewest instructions, within a budget of `compilations`.
+    """Search for the list that leaves fewest instructions, with a budget of `compilations`;
+    minimising the result takes a few more, which are counted.
 
     Deterministic in its arguments. The result was confirmed by running the minimised list as one
     pipeline. Raises `InputError` where even -Oz fails on the function.
@@ -126,7 +129,7 @@ def minimise(ir: str, protocol: str, best: llvm.Run, oz: llvm.Run) -> tuple[llvm
     if not _better(whole, oz) and whole.passes != oz.passes:
         return oz, spent
     best, at = whole, 0
-    while at < len(best.passes):
+    while at < len(best.passes) > 1:  # an answer has at least one pass
         shorter = best.passes[:at] + best.passes[at + 1 :]
         run = box.run(ir, protocol, [shorter])[0]
         spent += 1
@@ -208,7 +211,8 @@ def label(
     with the columns of `LABEL_COLUMNS`, written to `directory/labels.parquet`.
 
     Journalled in `directory`: killed and called again, it goes on and ends in the same bytes.
-    Functions on which -Oz itself fails are left out; `directory/failures.json` names them.
+    Functions on which -Oz itself fails are left out; `directory/failures.json` names them. Raises
+    `InputError` where none is left.
     """
     items = {
         f"{protocol}:{row.id}": (row.id, row.ir, protocol)
@@ -217,17 +221,23 @@ def label(
     }
     if not items:
         raise InputError("no functions to label: build the corpus first")
-    with journal.Journal(directory / "search.sqlite") as searched:
+    settings = _digest(compilations, config.fingerprint("autotune"), llvm.version())
+    with journal.Journal(directory / f"search-{settings}.sqlite") as searched:
         task = partial(_search_task, compilations=compilations)
         journal.run(searched, task, items, executor, on_done)
         rows = {key: row for key, row in searched.items() if key in items}
     failures = {key: row["error"] for key, row in rows.items() if "error" in row}
     rows = {key: row for key, row in rows.items() if "error" not in row}
+    reasons = json.dumps(failures, indent=1) + "\n"
+    write_atomic(directory / "failures.json", reasons.encode())
+    if not rows:
+        raise InputError(f"no function can be labelled: {next(iter(failures.values()))}")
     table = []
     for protocol in PROTOCOLS:
         keys = [key for key in rows if key.startswith(protocol)]
         lists = popular(rows, protocol, broadcast_lists)
-        with journal.Journal(directory / f"broadcast-{protocol}.sqlite") as tried:
+        name = f"broadcast-{protocol}-{_digest(settings, lists)}.sqlite"
+        with journal.Journal(directory / name) as tried:
             task = partial(_broadcast_task, lists=lists)
             journal.run(tried, task, {key: items[key] for key in keys}, executor, on_done)
             counts = {key: row["counts"] for key, row in tried.items() if key in rows}
@@ -235,8 +245,12 @@ def label(
     labels = pd.DataFrame(table).astype(LABEL_COLUMNS).sort_values(["id", "protocol"])
     labels = labels.reset_index(drop=True)
     write_labels(labels, directory / "labels.parquet")
-    pd.Series(failures, dtype="string").to_json(directory / "failures.json", indent=1)
     return labels
+
+
+def _digest(*settings: object) -> str:
+    """Part of a journal's name: what was recorded under other settings is not what is asked for."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
 def _rows(

@@ -43,6 +43,12 @@ ModelFolder = Annotated[
 ]
 
 
+CANNOT_WRITE = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EEXIST ENOTDIR EISDIR ENAMETOOLONG".split()
+}
+
+
 def say(text: str) -> None:
     """A line for people, out of the way of standard output."""
     print(f"llmopt: {text}", file=sys.stderr)
@@ -127,9 +133,7 @@ def corpus_build(scale: Scale = None, as_json: Json = False) -> None:
 @corpus_app.command("read", epilog="Example: llmopt corpus read data/sample --json")
 def corpus_read(path: Path, as_json: Json = False) -> None:
     """The functions of a file or folder of C, C++ or LLVM-IR, and what could not be read."""
-    from llmopt import corpus
-
-    reading = corpus.read_directory(path)
+    reading = read_folder(path)
     if as_json:
         columns = ["id", "name", "file", "unoptimised"]
         rows = reading.functions[columns].to_dict("records")
@@ -156,8 +160,9 @@ def autotune(
 ) -> None:
     """Search for the best pass lists under both protocols and write labels.parquet."""
     settings = set_scale(scale)
+    check_folder(output)
     from llmopt import autotune as tuner
-    from llmopt import corpus, journal, pipeline
+    from llmopt import journal, pipeline
 
     if path is None and compilations is None and output is None and scheduler is None:
         labels, folder = pipeline.labels(), pipeline.labels_folder()
@@ -165,7 +170,7 @@ def autotune(
         if path is None:
             rows = pipeline.wanted()
         else:
-            reading = corpus.read_directory(path)
+            reading = read_folder(path)
             rows = reading.functions.drop_duplicates("id")
             report_problems(reading.problems)
         budget = compilations or settings.search_compilations
@@ -259,15 +264,18 @@ def optimize(
     """Ask the model for each function's pass list; keep -Oz wherever it is better.
 
     The IR that is written is what LLVM made of the list, one file a function; never the model's.
+    It is normalised like the input: for reading and counting, not for linking.
     """
     config.check_protocol(protocol)
     set_scale(scale)
+    check_folder(output)
     from llmopt import evaluate, ir, passes, pipeline
 
     functions = read_all(files)
     folder, _ = find_model(model)
     ids = tuple(functions.id)
-    journal_folder = pipeline.stage("optimize", ("generate", "prompt"), (ids, str(folder)))
+    key = (ids, pipeline.model_digest(folder))
+    journal_folder = pipeline.stage("optimize", ("evaluate", "generate"), key)
     with bar("ask the model", functions.id.nunique()) as progress:
         said = evaluate.answers(
             folder,
@@ -299,8 +307,9 @@ def optimize(
             }
         )
         if output:
-            name = f"{Path(row.file).stem}.{row.name}".replace(os.sep, "_")[:200] + ".ll"
-            text = ir.module_text(used.text, "stripped")
+            name = f"{Path(row.file).stem}.{row.name}".replace(os.sep, "_")[:150]
+            name += f".{row.id[:8]}.ll"  # files and overloads may share the rest
+            text = ir.module_text(used.text, protocol)
             config.write_atomic(output / name, text.encode())
             rows[-1]["output"] = str(output / name)
     if not rows:
@@ -316,6 +325,37 @@ def optimize(
         )
 
 
+def check_folder(path: Path | None) -> None:
+    """An output folder that can be one, before any work is done for it."""
+    for part in [path, *path.parents] if path else []:
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{part}: a file, not a folder; name another folder for -o")
+
+
+def read_corpus(path: Path):
+    """The test split of a corpus that `llmopt corpus build` made."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path).query("split == 'test'")
+    except Exception as error:  # parquet readers raise many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not a built corpus ({reason}); build it again") from None
+
+
+def read_folder(path: Path):
+    """`corpus.read_directory` with a bar: C++ takes about a second a file."""
+    from llmopt import corpus
+
+    with bar("read", 0) as progress:
+
+        def tell(done: int, total: int, what: str) -> None:
+            progress.total, progress.n = total, done
+            progress.refresh()
+
+        return corpus.read_directory(path, progress=tell)
+
+
 def read_all(paths: list[Path]):
     """All functions below the paths, with one line for whatever cannot be read; the rest goes on.
 
@@ -323,12 +363,10 @@ def read_all(paths: list[Path]):
     """
     import pandas as pd
 
-    from llmopt import corpus
-
     tables, errors = [], []
     for path in paths:
         try:
-            reading = corpus.read_directory(path)
+            reading = read_folder(path)
         except InputError as error:
             errors.append(error)
             continue
@@ -357,21 +395,22 @@ def evaluate(
     """The paper's tables for a set of functions: all methods, both protocols, with intervals."""
     protocols = config.PROTOCOLS if protocol == "both" else (config.check_protocol(protocol),)
     settings = set_scale(scale)
-    import pandas as pd
-
+    if output and output.is_dir():
+        raise InputError(f"{output}: a folder; --json takes the name of a file")
     from llmopt import autotune as tuner
     from llmopt import evaluate as evaluation
     from llmopt import journal, pipeline, tables
 
+    long = 0
     if path is None:
-        rows, _ = evaluation.test_functions()
+        rows, long = evaluation.test_functions()
     elif (path / "functions.parquet").exists():
-        rows = pd.read_parquet(path / "functions.parquet").query("split == 'test'")
+        rows = read_corpus(path / "functions.parquet")
     else:
         rows = read_all([path])
     rows = rows.drop_duplicates("id").head(limit or len(rows))
     folder, single = find_model(model)
-    key = (tuple(rows.id), str(folder), settings)
+    key = (tuple(rows.id), pipeline.model_digest(folder), settings)
     directory = pipeline.stage("evaluate", ("evaluate", "generate", "autotune"), key)
     with journal.workers() as pool:
         if path is None:
@@ -402,6 +441,8 @@ def evaluate(
                     pool,
                     progress.update,
                 )
+            if long:
+                result.left_out[f"prompt and answer over {settings.max_tokens} tokens"] = long
     value = {"model": str(folder), "scale": settings.name} | tables.summary(
         result.rows, result.code, result.left_out
     )
@@ -478,7 +519,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in CANNOT_WRITE:
             raise
         say(f"cannot write {error.filename or 'results'}: {error.strerror}; what was done is kept")
         code = 2

@@ -57,7 +57,7 @@ def read_file(task: Task) -> dict:
     """
     path = Path(task.root, task.file)
     found: dict = {"error": None, "headers": 0, "functions": [], "too_long": 0, "rejected": {}}
-    if path.suffix in (".ll", ".bc"):
+    if path.suffix.lower() in (".ll", ".bc"):
         text, found["error"] = _canonical(path)
     else:
         done = frontend.compile(
@@ -81,7 +81,7 @@ def read_file(task: Task) -> dict:
 
 def _canonical(path: Path) -> tuple[str, str | None]:
     """A file of IR as LLVM itself prints it, or why not; values numbered, as clang's are."""
-    if path.suffix == ".ll":
+    if path.suffix.lower() == ".ll":
         try:
             text = path.read_text()
         except UnicodeDecodeError:
@@ -374,7 +374,7 @@ def _unfit(path: Path) -> str | None:
         return "empty file"
     if size > MAX_BYTES:
         return f"{size >> 20} MiB, the limit is {MAX_BYTES >> 20} MiB; split the file"
-    if path.suffix != ".bc" and b"\0" in head:
+    if path.suffix.lower() != ".bc" and b"\0" in head:
         return "binary data, not source text"
     return None
 

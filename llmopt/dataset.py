@@ -23,7 +23,6 @@ from llmopt.tokenizer import BEFORE, CODE, Tokenizer
 KINDS = ("prompt", "list", "counts", "code")  # what a token is part of, by its number
 
 
-
 @dataclass(frozen=True)
 class Tokens:
     """Encoded examples on disk. `ids` is flat; row i of `spans` says where example i begins, its
@@ -71,8 +70,13 @@ def prepare(examples: Sequence[Example], tok: Tokenizer, max_tokens: int, path: 
         if not rows:
             raise InputError(f"no example of {len(examples)} has at most {max_tokens} tokens")
         temporary = index.with_suffix(".partial.npz")
-        np.savez(temporary, digest=digest, spans=np.array(rows), improved=np.array(improved),
-                 left_out=len(examples) - len(rows))
+        np.savez(
+            temporary,
+            digest=digest,
+            spans=np.array(rows),
+            improved=np.array(improved),
+            left_out=len(examples) - len(rows),
+        )
         temporary.replace(index)  # the index comes last: with it, both files are whole
     with np.load(index) as made:
         spans, improved, left_out = made["spans"], made["improved"], int(made["left_out"])

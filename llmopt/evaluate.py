@@ -90,13 +90,15 @@ def answers(
     what = "list" if passes_only else "full"
     with journal.Journal(directory / f"answers-{protocol}-{what}.sqlite") as done:
         known = done.keys()
-        missing = functions[~functions.id.isin(known)]
-        if len(missing):
+        if not known.issuperset(functions.id):
             llama, tokenizer = train.load(folder)
-            # Like lengths together: little padding.
-            missing = missing.iloc[missing.ir.str.len().argsort(kind="stable")]
-            for at in range(0, len(missing), _CHUNK):
-                chunk = missing.iloc[at : at + _CHUNK]
+            # Like lengths together: little padding. A chunk is asked whole or not at all, so that
+            # an answer never depends on where a run was interrupted.
+            rows = functions.iloc[functions.ir.str.len().argsort(kind="stable")]
+            for at in range(0, len(rows), _CHUNK):
+                chunk = rows.iloc[at : at + _CHUNK]
+                if known.issuperset(chunk.id):
+                    continue
                 made = generate.greedy(
                     llama,
                     tokenizer,
@@ -195,11 +197,11 @@ def evaluate(
     if functions.empty:
         raise InputError("no functions to evaluate on")
     rows, codes = [], []
-    left_out = {NO_LABEL: 0, NO_ROOM: 0}
+    left_out: dict[str, set[str]] = {NO_LABEL: set(), NO_ROOM: set()}
     for protocol in protocols:
         known = labels[labels.protocol == protocol].set_index("id")
         usable = functions[functions.id.isin(known.index)]
-        left_out[NO_LABEL] += len(functions) - len(usable)
+        left_out[NO_LABEL] |= set(functions.id) - set(usable.id)
         asking = partial(
             answers,
             folder,
@@ -212,7 +214,7 @@ def evaluate(
         said = full | asking(functions=usable.iloc[written:])
         room = ["does not fit" not in (said[key].error or "") for key in usable.id]
         answered = usable[room]
-        left_out[NO_ROOM] += len(usable) - len(answered)
+        left_out[NO_ROOM] |= set(usable.id) - set(answered.id)
         items = [
             (
                 row.id,
@@ -236,7 +238,8 @@ def evaluate(
                 row["compilations"] = int(spent[row["id"]])
     if not rows:
         raise InputError("no function that LLVM can optimise: nothing to evaluate on")
-    return Evaluation(pd.DataFrame(rows), pd.DataFrame(codes), left_out)
+    counts = {reason: len(ids) for reason, ids in left_out.items()}
+    return Evaluation(pd.DataFrame(rows), pd.DataFrame(codes), counts)
 
 
 # --- the current scale's own evaluation ----------------------------------------------------------

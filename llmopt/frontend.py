@@ -197,7 +197,7 @@ def compile(  # noqa: A001 - the module is the namespace
     path = root / path if cwd else path.absolute()
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
-    if path.suffix == ".ll":
+    if path.suffix.lower() == ".ll":
         return Compilation(True, path.read_text(errors="replace"), None, (), 0.0)
     language = language or LANGUAGES.get(path.suffix.lower())
     if language not in STANDARDS:

@@ -118,8 +118,9 @@ def greedy(
     fitting.sort(key=lambda i: len(encoded[i][0]))
     for first in range(0, len(fitting), batch_size):
         rows = fitting[first : first + batch_size]
-        written, likely = _batch(model, tok, [encoded[i][0] for i in rows], max_new_tokens,
-                                 passes_only, max_passes)
+        written, likely = _batch(
+            model, tok, [encoded[i][0] for i in rows], max_new_tokens, passes_only, max_passes
+        )
         for i, ids, log_probability in zip(rows, written, likely, strict=True):
             text = PASSES + tok.decode(ids)
             answer = prompt.parse_answer(text, encoded[i][1])
@@ -149,8 +150,10 @@ def _batch(
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=min(max_passes + 1 if passes_only else max_new_tokens,
-                           model.config.max_position_embeddings - width),
+        max_new_tokens=min(
+            max_passes + 1 if passes_only else max_new_tokens,
+            model.config.max_position_embeddings - width,
+        ),
         do_sample=False,
         num_beams=1,
         pad_token_id=pad,

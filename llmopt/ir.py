@@ -21,8 +21,9 @@ PROTOCOL_ATTRIBUTES = {"stripped": "", "minsize": " minsize optsize"}
 _NAME = r'(?:"[^"]*"|[-a-zA-Z$._0-9]+)'
 _PAREN = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 
-# Attributes (LLVM 22's LangRef). The ones that change what a call means rather than what is known
-# about it stay: byval, byref, inalloca, preallocated, elementtype, swift*, nest, inreg.
+# The attributes of LLVM 22's LangRef, dropped as the paper drops them: what is known about a value,
+# and some of how it is passed (sret, zeroext, signext). Those without which the IR would be invalid
+# or pass something else stay: byval, byref, inalloca, preallocated, elementtype, nest, inreg.
 _ATTRIBUTES = """
     allocptr alwaysinline builtin cold convergent coro_elide_safe coro_only_destroy_when_complete
     dead_on_unwind disable_sanitizer_instrumentation flatten fn_ret_thunk_extern hot
@@ -65,7 +66,7 @@ _DROPPED_LINES = (
     "$",
 )
 _CONTINUES = ("to label ", "cleanup", "catch ", "filter ")
-_SPACES = re.compile(r'("[^"]*")|\s+')
+_SPACES = re.compile(r'(?P<string>"[^"]*")|(?P<none>\s+(?=[,)])|(?<=\()\s+)|\s+')
 _STRING_OR_NAME = re.compile(rf'c"[^"]*"|(?P<name>[%@]{_NAME})')
 _LABEL = re.compile(rf"{_NAME}:$")
 _LINKAGE = re.compile(
@@ -88,8 +89,7 @@ def _lines(text: str) -> Iterator[str]:
         if not line or line.startswith(_DROPPED_LINES):
             continue
         line = _LEX.sub(lambda m: m[0] if m["keep"] else "", line)
-        line = _SPACES.sub(lambda m: m[1] or " ", line).strip()
-        line = line.replace(" ,", ",").replace("( ", "(").replace(" )", ")")
+        line = _SPACES.sub(lambda m: m["string"] or ("" if m["none"] else " "), line).strip()
         if line:
             yield line
 
@@ -162,6 +162,8 @@ def _type_end(text: str) -> int:
 
 def _declaration(header: str) -> str:
     """`declare` for a `define` line: no linkage, no parameter names, nothing after the list."""
+    if header.startswith("declare "):
+        return header
     text = _LINKAGE.sub("declare ", header)
     start = _HEADER_SYMBOL.match(text).end() - 1
     end = start + _balanced(text[start:])
@@ -342,6 +344,12 @@ def structural_hash(normalised: str) -> str:
     Used to find near-duplicates across projects (DESIGN 7). Sha256 in hex.
     """
     definition = "".join(f"{header}\n" + "\n".join(body) for header, body in bodies(normalised))
+    around = {line.split(" = ", 1)[0]: line for line in normalised.splitlines() if line[0] in "%@"}
+    queue = _names(definition)  # types and globals that it names, and those that these name
+    for name in queue:
+        if name in around:
+            definition += "\n" + around[name]
+            queue += [other for other in _names(around.pop(name)) if other in around]
     labels = re.sub(rf"(?m)^({_NAME}):$", r"%\1:", definition)
     numbers: dict[str, str] = {}
     canonical = _STRING_OR_NAME.sub(

@@ -30,9 +30,9 @@ class Journal:
             self._db.execute("pragma synchronous=normal")
             self._db.execute("create table if not exists done (key text primary key, value text)")
         except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"{path}: not a usable journal ({error}); delete it to start afresh"
-            ) from None
+            foreign = "not a database" in str(error) or "malformed" in str(error)
+            mend = "delete it to start afresh" if foreign else "mend that and run it again"
+            raise InputError(f"{path}: not a usable journal ({error}); {mend}") from None
 
     def get(self, key: str) -> dict | None:
         row = self._db.execute("select value from done where key = ?", (key,)).fetchone()

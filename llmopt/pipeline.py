@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,19 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from llmopt import autotune, baselines, config, corpus, ir, journal, passes, sandbox, sources
+from llmopt import (
+    autotune,
+    baselines,
+    config,
+    corpus,
+    frontend,
+    ir,
+    journal,
+    llvm,
+    passes,
+    sandbox,
+    sources,
+)
 from llmopt import tokenizer as tokenizers
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
@@ -52,17 +65,23 @@ def corpus_folder() -> Path:
     """Where the current scale's corpus is; `report.json` there tells how it came about."""
     scale = config.scale()
     manifest = hashlib.sha256(sources.MANIFEST.read_bytes()).hexdigest()
-    settings = (scale.name, scale.max_functions_per_project, scale.max_chars, manifest)
+    compilers = (frontend.available()[1], llvm.version())
+    settings = (scale.name, scale.max_functions_per_project, scale.max_chars, manifest, compilers)
     return stage("corpus", ("corpus",), settings)
+
+
+_TRIED: set[Path] = set()
 
 
 def functions() -> pd.DataFrame:
     """The corpus: a row a function (`corpus.COLUMNS`), fetched and compiled at first use."""
     folder = corpus_folder()
     report = folder / "report.json"
-    # A corpus that lacked a source when it was made is tried again: what is there costs little.
+    # A corpus that lacked a source when it was made is tried again, once a process.
     with alone(folder):
-        if not report.exists() or json.loads(report.read_text())["missing"]:
+        whole = report.exists() and not json.loads(report.read_text())["missing"]
+        if not whole and (folder not in _TRIED or not report.exists()):
+            _TRIED.add(folder)
             _build_corpus(folder)
     return pd.read_parquet(folder / "functions.parquet")
 
@@ -76,6 +95,8 @@ def _build_corpus(folder: Path) -> None:
             bar.refresh()
 
         corpus.build(config.scale(), folder, executor, progress)
+    for missing in json.loads((folder / "report.json").read_text())["missing"]:
+        print(f"llmopt: left out: {missing['reason']}", file=sys.stderr)
 
 
 def report() -> dict:
@@ -94,13 +115,8 @@ def wanted() -> pd.DataFrame:
 
 def labels_folder() -> Path:
     scale = config.scale()
-    settings = (
-        corpus_folder().name,
-        scale.valid_functions,
-        scale.test_functions,
-        scale.search_compilations,
-        scale.broadcast_lists,
-    )
+    ids = tuple(wanted().id)  # of what is there: a corpus that lacked a source has other labels
+    settings = (ids, scale.search_compilations, scale.broadcast_lists, llvm.version())
     return stage("labels", ("autotune",), settings)
 
 
@@ -269,3 +285,11 @@ def test_functions() -> pd.DataFrame:
     """The functions that the scale evaluates on."""
     rows = wanted()
     return rows[rows.split == "test"]
+
+
+def model_digest(folder: Path) -> str:
+    """What a model folder holds, for the keys of what is made with it: sha256 of its files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -48,7 +48,8 @@ class Sandbox:
 
     def walk(self, ir: str, protocol: str, lists: Sequence[Sequence[str]]) -> list[list[Run]]:
         """Apply each list one pass at a time and count after each: every prefix for the price of
-        the list. Returns a `Run` a prefix; a walk that fails has one `Run`, of the whole list."""
+        the list. Returns a `Run` a prefix, up to the first that fails; where the worker died, one
+        `Run` of the whole list."""
         lists = [passes.check(names) for names in lists]
         return self._ask({"do": "walk", "ir": ir, "protocol": protocol}, lists)
 

@@ -111,9 +111,15 @@ def optimizers(llama: torch.nn.Module, config: TrainConfig) -> list[torch.optim.
     ]
     made = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8)]
     if inner:
-        made.append(torch.optim.Muon(inner, lr=config.learning_rate, momentum=0.95,
-                                     weight_decay=config.weight_decay,
-                                     adjust_lr_fn="match_rms_adamw"))
+        made.append(
+            torch.optim.Muon(
+                inner,
+                lr=config.learning_rate,
+                momentum=0.95,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
     return made
 
 
@@ -154,6 +160,18 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A full disk shows up as many kinds of error, by who was writing; here it is one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: cannot be written ({str(error).splitlines()[0]}); what was saved before is "
+            "kept: free some space and run the same command again"
+        ) from None
+
+
 def _save(accelerator: Accelerator, folder: Path, state: dict, keep: int = 2) -> None:
     """All of the run's state, written beside and renamed: a checkpoint is whole or not there."""
     target = folder / f"step-{state['step']:07d}"
@@ -187,8 +205,10 @@ def _newest(folder: Path, run: dict, say: Callable[[str], None]) -> tuple[Path, 
             continue
         odd = sorted(key for key in run if run[key] != state["run"].get(key))
         if odd:
-            raise InputError(f"{path}: made with another {', '.join(odd)}; "
-                             "use another directory or delete this one")
+            raise InputError(
+                f"{path}: made with another {', '.join(odd)}; "
+                "use another directory or delete this one"
+            )
         return path, state
     return None
 
@@ -246,8 +266,9 @@ def train(
             return done
         raise InputError(f"{done}: a model with other settings or data; use another directory")
 
-    llama = shapes.build(config.preset, len(tok), config.seed,
-                         pad_token_id=tok.ids[PAD], eos_token_id=tok.ids[END])
+    llama = shapes.build(
+        config.preset, len(tok), config.seed, pad_token_id=tok.ids[PAD], eos_token_id=tok.ids[END]
+    )
     made = optimizers(llama, config)
     objective, *made = accelerator.prepare(Objective(llama, config), *made)
     state = {"step": 0, "tokens": 0, "seconds": 0.0, "smooth": None, "best": math.inf, "run": run}
@@ -262,16 +283,25 @@ def train(
         write_atomic(log, b"".join(rows))
 
     micro = config.accumulate * accelerator.num_processes  # batches of one step, on all devices
-    stream = batches(data, config.tokens_per_batch, config.seed, config.repeat_improved,
-                     config.curriculum)
+    stream = batches(
+        data, config.tokens_per_batch, config.seed, config.repeat_improved, config.curriculum
+    )
     stream = islice(stream, state["step"] * micro, None)
-    bar = tqdm(total=config.steps or round(config.seconds), initial=0, desc="train",
-               unit="step" if config.steps else "s", disable=not (progress and main))
+    bar = tqdm(
+        total=config.steps or round(config.seconds),
+        initial=0,
+        desc="train",
+        unit="step" if config.steps else "s",
+        disable=not (progress and main),
+    )
     start = time.perf_counter() - state["seconds"]
     with _interrupts() as caught, log.open("a") as rows, bar:
         while True:
-            share = state["step"] / config.steps if config.steps else (
-                state["seconds"] / config.seconds)
+            share = (
+                state["step"] / config.steps
+                if config.steps
+                else (state["seconds"] / config.seconds)
+            )
             if share >= 1:
                 break
             for optimizer in made:
@@ -290,9 +320,11 @@ def train(
             norm = float(accelerator.clip_grad_norm_(objective.parameters(), config.clip))
             state["smooth"] = loss if state["step"] == 0 else 0.95 * state["smooth"] + 0.05 * loss
             if not math.isfinite(loss + norm) or state["smooth"] > state["best"] + config.spike:
-                raise InputError(f"the loss was lost at step {state['step'] + 1} ({loss:g}, "
-                                 f"gradient {norm:g}): lower learning_rate, now "
-                                 f"{config.learning_rate:g}; {checkpoints} holds what came before")
+                raise InputError(
+                    f"the loss was lost at step {state['step'] + 1} ({loss:g}, "
+                    f"gradient {norm:g}): lower learning_rate, now "
+                    f"{config.learning_rate:g}; {checkpoints} holds what came before"
+                )
             state["best"] = min(state["best"], state["smooth"])
             for optimizer in made:
                 optimizer.step()
@@ -300,9 +332,16 @@ def train(
             state["step"] += 1
             state["seconds"] = time.perf_counter() - start
             last = state["step"] == config.steps or (
-                config.seconds is not None and state["seconds"] >= config.seconds)
-            row = {"step": state["step"], "tokens": state["tokens"], "loss": loss,
-                   "rate": rate(share, config), "norm": norm, "seconds": state["seconds"]}
+                config.seconds is not None and state["seconds"] >= config.seconds
+            )
+            row = {
+                "step": state["step"],
+                "tokens": state["tokens"],
+                "loss": loss,
+                "rate": rate(share, config),
+                "norm": norm,
+                "seconds": state["seconds"],
+            }
             if held is not None and (last or state["step"] % config.validate_every == 0):
                 row |= validate(objective, held, config, tok.ids[PAD])
             if main:
@@ -310,15 +349,18 @@ def train(
                 rows.flush()
                 if on_step:
                     on_step(row)
-            bar.update((state["step"] if config.steps else min(
-                round(state["seconds"]), bar.total)) - bar.n)
+            bar.update(
+                (state["step"] if config.steps else min(round(state["seconds"]), bar.total)) - bar.n
+            )
             bar.set_postfix(loss=f"{state['smooth']:.3f}", refresh=False)
             if last or caught or state["step"] % config.checkpoint_every == 0:
-                _save(accelerator, checkpoints, state)
+                with _writing(checkpoints):
+                    _save(accelerator, checkpoints, state)
             if caught:
                 raise KeyboardInterrupt(f"stopped at step {state['step']}, saved")
     if main:
-        _export(accelerator.unwrap_model(objective).llama, tok, done, {"run": run, **row})
+        with _writing(done):
+            _export(accelerator.unwrap_model(objective).llama, tok, done, {"run": run, **row})
     return done
 
 
@@ -349,23 +391,31 @@ def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
         if values.get("model_type") != "llama":
             raise ValueError("not a Llama's")
         config = LlamaConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no usable configuration ({error}); train again") from None
+    except Exception as error:  # a foreign file can upset the library in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: no usable configuration ({reason}); train again") from None
     hf_logging.disable_progress_bar()
     weights = folder / "model.safetensors"
     if len(tok) != config.vocab_size:
-        raise InputError(f"{path}: {config.vocab_size} tokens, but tokenizer.json has {len(tok)}; "
-                         "use the tokenizer that the model was trained with")
+        raise InputError(
+            f"{path}: {config.vocab_size} tokens, but tokenizer.json has {len(tok)}; "
+            "use the tokenizer that the model was trained with"
+        )
     try:
         with safe_open(weights, "pt"):  # headers and sizes are checked on opening
             pass
         llama, info = LlamaForCausalLM.from_pretrained(
-            folder, config=config, use_safetensors=True, local_files_only=True,
-            output_loading_info=True, attn_implementation="sdpa", dtype="auto",
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            dtype="auto",
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights}: not readable weights "
-                         f"({str(error).splitlines()[0]}); train again") from None
+    except Exception as error:  # config.json may hold a shape that cannot be built, too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{weights}: not readable weights ({reason}); train again") from None
     odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if odd:
         raise InputError(f"{weights}: {len(odd)} tensors do not fit config.json, {odd[0]} first")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-os.environ.setdefault("LLMOPT_SCALE", "smoke")
+os.environ["LLMOPT_SCALE"] = "smoke"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

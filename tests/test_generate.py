@@ -22,8 +22,9 @@ def tok():
 
 
 def random_model(tok, seed):
-    llama = model.build("smoke", len(tok), seed, pad_token_id=tok.ids[PAD],
-                        eos_token_id=tok.ids[END])
+    llama = model.build(
+        "smoke", len(tok), seed, pad_token_id=tok.ids[PAD], eos_token_id=tok.ids[END]
+    )
     with torch.no_grad():  # far from uniform: each model has strong opinions of its own
         llama.model.embed_tokens.weight.mul_(8)
     return llama.eval()
@@ -32,8 +33,9 @@ def random_model(tok, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_random_models_write_valid_lists_only(tok, seed):
     done = []
-    made = generate.greedy(random_model(tok, seed), tok, FUNCTIONS, passes_only=True,
-                           batch_size=3, on_done=done.append)
+    made = generate.greedy(
+        random_model(tok, seed), tok, FUNCTIONS, passes_only=True, batch_size=3, on_done=done.append
+    )
     assert done == [3, 6, 9, 10] and len(made) == len(FUNCTIONS)
     for one in made:
         assert one.answer.error is None and one.answer.before is None
@@ -109,8 +111,9 @@ def test_log_probability_is_the_models(tok):
 
 def test_prompts_that_do_not_fit_say_so(tok):
     long = "define i32 @f(i32 %1) {\n" + "%2 = add i32 %1, 1\n" * 900 + "ret i32 %2\n}\n"
-    made = generate.greedy(random_model(tok, 0), tok, [(long, "minsize"), FUNCTIONS[0]],
-                           passes_only=True)
+    made = generate.greedy(
+        random_model(tok, 0), tok, [(long, "minsize"), FUNCTIONS[0]], passes_only=True
+    )
     assert "does not fit" in made[0].answer.error and made[1].answer.passes
     assert generate.greedy(random_model(tok, 0), tok, []) == []
     with pytest.raises(InputError):

@@ -75,10 +75,14 @@ BROKEN = [
     ("type error", "define i32 @f(i32 %a) {\n%b = load i32, i32 %a\nret i32 %b\n}"),
     ("type error", "define void @f(i32 %a) {\n%b = zext i32 %a to i8\nret void\n}"),
     ("type error", "define void @f() {\nx:\nstore float 1.0, i32 0\nret void\n}"),
-    ("instruction forward referenced",
-     "define i32 @f() {\n%1 = add i32 %2, 1\n%2 = add i64 1, 1\nret i32 %1\n}"),
-    ("instruction forward referenced",
-     "define i32 @f(i32 %a) {\n%x = add i32 %y, 1\n%y = add i32 %a, 1\nret i32 %x\n}"),
+    (
+        "instruction forward referenced",
+        "define i32 @f() {\n%1 = add i32 %2, 1\n%2 = add i64 1, 1\nret i32 %1\n}",
+    ),
+    (
+        "instruction forward referenced",
+        "define i32 @f(i32 %a) {\n%x = add i32 %y, 1\n%y = add i32 %a, 1\nret i32 %x\n}",
+    ),
     ("undefined value", "define i32 @f() {\nret i32 %b\n}"),
     ("undefined value", "define i32 @f() {\nret i32 %7\n}"),
     ("undefined value", "define i32 @f() {\n%a = load i32, ptr @g\nret i32 %a\n}"),
@@ -93,8 +97,10 @@ BROKEN = [
     ("invalid value for constant", "define i32 @f() {\nret i32 1.0\n}"),
     ("invalid value for constant", '@a = global [3 x i8] c"abcd"'),
     ("index error", "define void @f({i32} %a) {\n%b = extractvalue {i32} %a, 3\nret void\n}"),
-    ("index error",
-     "define void @f(ptr %a) {\n%b = getelementptr {i8, i8}, ptr %a, i32 0, i32 5\nret void\n}"),
+    (
+        "index error",
+        "define void @f(ptr %a) {\n%b = getelementptr {i8, i8}, ptr %a, i32 0, i32 5\nret void\n}",
+    ),
     ("other", "define void @f() {\nx:\nbr label %x\n}"),
 ]
 

@@ -25,8 +25,10 @@ def test_the_seed_decides_the_weights_and_nothing_else_does():
     torch.manual_seed(0)
     first, again, other = (model.build("smoke", 64, seed) for seed in (1, 1, 2))
     assert torch.rand(1) == expected  # the caller's random state is untouched
-    first, again, other = (m.state_dict()["model.norm.weight"] * 0 + m.lm_head.weight.sum()
-                           for m in (first, again, other))
+    first, again, other = (
+        m.state_dict()["model.norm.weight"] * 0 + m.lm_head.weight.sum()
+        for m in (first, again, other)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

@@ -63,10 +63,14 @@ def test_a_mark_inside_a_string_constant_stays_text(tok):
         ("<|passes|><|gvn|><|before|>", Answer(("gvn",))),
         ("<|passes|><|gvn|><|before|>3", Answer(("gvn",), 3, error="no count after")),
         ("<|passes|><|gvn|><|before|>3<|after|>2", Answer(("gvn",), 3, 2, error="no code")),
-        ("<|passes|><|gvn|><|before|>x<|after|>2<|code|>a<|end|>",
-         Answer(("gvn",), None, 2, "a", "no count before")),
-        ("<|passes|><|gvn|><|before|>3<|after|>2<|code|>ret",
-         Answer(("gvn",), 3, 2, "ret", "the code is cut off")),
+        (
+            "<|passes|><|gvn|><|before|>x<|after|>2<|code|>a<|end|>",
+            Answer(("gvn",), None, 2, "a", "no count before"),
+        ),
+        (
+            "<|passes|><|gvn|><|before|>3<|after|>2<|code|>ret",
+            Answer(("gvn",), 3, 2, "ret", "the code is cut off"),
+        ),
         ("<|passes|><|before|>1", Answer(error="the pass list is empty or holds text")),
         ("<|passes|>x<|gvn|><|before|>1", Answer(error="the pass list is empty or holds text")),
         ("<|passes|><|gvn|>", Answer(error="no pass list")),

@@ -106,12 +106,26 @@ def test_a_foreign_tokenizer_is_adopted(tmp_path):
     from tokenizers import decoders, normalizers
 
     letters = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *"abcdefghilnrt%0123456789"]
-    core = Core(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token="<unk>",
-                           byte_fallback=True, fuse_unk=True))
+    core = Core(
+        models.BPE(
+            {c: i for i, c in enumerate(letters)},
+            [],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
     core.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(),
-                                      decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    core.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     core.save(str(tmp_path / "tokenizer.json"))
     tok = tokenizer.adopt(tmp_path)
     text = " ret i8 %1\n <|end|>"

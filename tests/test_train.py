@@ -18,8 +18,16 @@ from llmopt.config import ROOT, InputError
 from llmopt.prompt import Example
 from llmopt.train import TrainConfig
 
-CONFIG = TrainConfig(preset="smoke", steps=30, tokens_per_batch=600, learning_rate=5e-3,
-                     validate_every=10, checkpoint_every=10, list_weight=2.0, prompt_weight=0.0)
+CONFIG = TrainConfig(
+    preset="smoke",
+    steps=30,
+    tokens_per_batch=600,
+    learning_rate=5e-3,
+    validate_every=10,
+    checkpoint_every=10,
+    list_weight=2.0,
+    prompt_weight=0.0,
+)
 
 
 def functions(n: int) -> list[Example]:
@@ -45,8 +53,9 @@ def tok():
 @pytest.fixture(scope="module")
 def trained(tok, tmp_path_factory):
     directory = tmp_path_factory.mktemp("trained")
-    assert train.train(EXAMPLES, VALID, tok, CONFIG, directory, progress=False) \
-        == directory / "model"
+    assert (
+        train.train(EXAMPLES, VALID, tok, CONFIG, directory, progress=False) == directory / "model"
+    )
     return directory
 
 
@@ -55,8 +64,9 @@ def log(directory):
 
 
 def losses(directory):
-    return [(row["step"], row["tokens"], row["loss"], row.get("valid_loss")) for row in
-            log(directory)]
+    return [
+        (row["step"], row["tokens"], row["loss"], row.get("valid_loss")) for row in log(directory)
+    ]
 
 
 def weights(directory):
@@ -88,8 +98,15 @@ def test_the_model_folder_is_hugging_faces(trained, tok):
 
 def test_a_finished_run_is_not_run_again_and_others_are_refused(trained, tok):
     before = weights(trained)
-    train.train(EXAMPLES, VALID, tok, CONFIG, trained, progress=False,
-                on_step=lambda row: pytest.fail("trained again"))
+    train.train(
+        EXAMPLES,
+        VALID,
+        tok,
+        CONFIG,
+        trained,
+        progress=False,
+        on_step=lambda row: pytest.fail("trained again"),
+    )
     assert weights(trained) == before
     with pytest.raises(InputError, match="other settings"):
         train.train(EXAMPLES, VALID, tok, replace(CONFIG, seed=1), trained, progress=False)
@@ -129,8 +146,15 @@ def test_a_killed_run_ends_in_the_same_bytes(trained, tok, tmp_path):
         child.kill()
         child.wait()
     steps = []
-    train.train(EXAMPLES, VALID, tok, CONFIG, tmp_path, progress=False,
-                on_step=lambda row: steps.append(row["step"]))
+    train.train(
+        EXAMPLES,
+        VALID,
+        tok,
+        CONFIG,
+        tmp_path,
+        progress=False,
+        on_step=lambda row: steps.append(row["step"]),
+    )
     assert steps[0] == 21
     assert weights(tmp_path) == weights(trained) and losses(tmp_path) == losses(trained)
 
@@ -201,8 +225,10 @@ def test_batches_cover_an_epoch_with_little_padding(tok, tmp_path):
     shown = np.concatenate([next(twice) for _ in range(60)])[:668]
     counts = np.bincount(shown, minlength=400)
     assert counts[data.improved].mean() > 2 * counts[~data.improved].mean()
-    first = [data.spans[rows, 1].mean() for rows, _ in
-             zip(dataset.batches(data, 1000, curriculum=5.0), range(10), strict=False)]
+    first = [
+        data.spans[rows, 1].mean()
+        for rows, _ in zip(dataset.batches(data, 1000, curriculum=5.0), range(10), strict=False)
+    ]
     assert np.mean(first[:5]) < np.mean(first[5:]) < data.spans[:, 1].mean()
 
 
@@ -228,9 +254,16 @@ def test_rates_warm_up_and_fall_to_a_tenth():
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
 
 
-@pytest.mark.parametrize("wrong", [{}, {"steps": 1, "seconds": 1.0}, {"steps": 0},
-                                   {"steps": 1, "optimizer": "sgd"},
-                                   {"steps": 1, "preset": "huge"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"steps": 1, "seconds": 1.0},
+        {"steps": 0},
+        {"steps": 1, "optimizer": "sgd"},
+        {"steps": 1, "preset": "huge"},
+    ],
+)
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(InputError):
         TrainConfig(**wrong)
