@@ -203,8 +203,8 @@ def table(
         side = "right" if frame[name].dtype.kind in "iufb" else "left"
         wrap = ";white-space:nowrap" if len(str(name)) <= 12 else ""
         styles[name] = [
-            {"selector": "td", "props": f"text-align:{side}"},
-            {"selector": "th", "props": f"text-align:{side}{wrap}"},
+            {"selector": "td", "props": f"text-align:{side};padding:.2em .5em"},
+            {"selector": "th", "props": f"text-align:{side};padding:.2em .5em{wrap}"},
         ]
     styler = frame.style.format(formats, na_rep="–", thousands=",", precision=2, escape="html")
     styler = styler.format_index(escape="html", axis=1).hide(axis="index")
