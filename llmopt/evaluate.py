@@ -212,8 +212,8 @@ def evaluate(
         )
         full = asking(functions=usable.head(written), passes_only=False)
         said = full | asking(functions=usable.iloc[written:])
-        room = ["does not fit" not in (said[key].error or "") for key in usable.id]
-        answered = usable[room]
+        no_room = [key for key, answer in said.items() if "does not fit" in (answer.error or "")]
+        answered = usable[~usable.id.isin(no_room)]
         left_out[NO_ROOM] |= set(usable.id) - set(answered.id)
         items = [
             (

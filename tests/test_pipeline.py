@@ -55,13 +55,23 @@ def test_a_setting_renames_its_own_stage_and_those_after_it(small, monkeypatch):
     assert before[0] == after[0] and before[1] != after[1] and before[2] != after[2]
 
 
-def test_a_corpus_that_lacked_a_source_is_tried_again(small):
+def test_a_corpus_that_lacked_a_source_is_tried_again_by_the_next_process(small, monkeypatch):
+    pipeline.functions()
     pipeline.functions()
     assert len(small) == 1
+    monkeypatch.setattr(pipeline, "_TRIED", set())  # another process
     pipeline.functions()
     assert len(small) == 2
+    monkeypatch.setattr(pipeline, "_TRIED", set())
     pipeline.functions()
     assert len(small) == 2  # whole now
+
+
+def test_labels_of_a_partial_corpus_are_not_taken_for_those_of_the_whole(small):
+    before = pipeline.labels_folder()
+    path = pipeline.corpus_folder() / "functions.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    assert pipeline.labels_folder() != before
 
 
 def test_wanted_takes_all_of_train_and_the_first_of_the_others(small):
