@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -240,6 +242,27 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, sample):
         before = len(kept.keys())
     assert 0 < before < 54
     assert llmopt(*command).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["evaluate", SAMPLE.parent], ["optimize", SAMPLE]])
+def test_an_interrupt_ends_cleanly(model, command, tmp_path):
+    """Whatever the moment after the start: one line, no traceback, and the next run ends well."""
+    environment = os.environ | {"LLMOPT_SCALE": "smoke", "LLMOPT_HOME": str(tmp_path)}
+    arguments = [sys.executable, "-m", "llmopt.cli", *map(str, command), "--model", str(model)]
+    for wait in (2.0, 4.0):
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode in (0, 130), said
+        assert "Traceback" not in said
+        if process.returncode:
+            assert "what was done is kept" in said
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bench_compile_json_has_the_documented_keys(network_corpus):
