@@ -427,7 +427,8 @@ def improvement_by_method(table: pd.DataFrame) -> list[Axes]:
         axis.set_ylim(len(methods) - 0.5, -0.5)
         axis.set(xlabel="improvement over -Oz")
         axis.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.tick_params(axis="x", labelsize="small")
         axis.grid(axis="y", visible=False)
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2)
@@ -479,7 +480,7 @@ def rate_by_size(table: pd.DataFrame) -> Axes:
     axis.set(xlabel="unoptimised instructions", ylabel="answers that compile", ylim=(-3, 103))
     axis.yaxis.set_major_formatter(PercentFormatter())
     axis.grid(axis="x", visible=False)
-    axis.legend()
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return axis
 
 
