@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import tempfile
 import tomllib
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llmopt import config
 from llmopt.config import InputError
@@ -131,7 +132,12 @@ def _unpack(archive: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as temporary:
         tree = Path(temporary) / "tree"
         with tarfile.open(archive) as tar:
-            tar.extractall(tree, filter="data")
+            for member in tar:  # plain files inside only; Python 3.11.2 has no filter="data" yet
+                path = PurePosixPath(member.name)
+                if member.isfile() and not path.is_absolute() and ".." not in path.parts:
+                    (tree / path).parent.mkdir(parents=True, exist_ok=True)
+                    with tar.extractfile(member) as source, (tree / path).open("wb") as target:
+                        shutil.copyfileobj(source, target)
         try:
             os.rename(tree, folder)  # whole or not at all
         except OSError:
