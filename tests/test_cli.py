@@ -247,13 +247,16 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, sample):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["evaluate", SAMPLE.parent], ["optimize", SAMPLE]])
 def test_an_interrupt_ends_cleanly(model, command, tmp_path):
-    """Whatever the moment after the start: one line, no traceback, and the next run ends well."""
+    """Whatever the moment after the start of the work: one line, no traceback, and the next run ends well."""
     environment = os.environ | {"LLMOPT_SCALE": "smoke", "LLMOPT_HOME": str(tmp_path)}
     arguments = [sys.executable, "-m", "llmopt.cli", *map(str, command), "--model", str(model)]
-    for wait in (2.0, 4.0):
+    for wait in (0.0, 2.0):
         process = subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
+        deadline = time.time() + 60
+        while not any(tmp_path.iterdir()) and time.time() < deadline:  # the work has begun
+            time.sleep(0.05)
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
