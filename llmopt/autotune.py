@@ -3,7 +3,7 @@
 As in the paper (Section II-B) in four steps: search each function by itself, minimise what was
 found, broadcast the best lists to all functions, and settle on one canonical list a function.
 Unlike the paper's uniform sampling, a search step is a *walk*: the count is taken after every pass,
-so every prefix of a list is a sample; and half of the walks vary the best list so far.
+so every prefix of a list is a sample; and once a list beats -Oz, half of the walks vary the best.
 
 A compilation is one list run over one function, a walk included.
 """
@@ -100,8 +100,9 @@ def search(ir: str, protocol: str, compilations: int, seed: str | int = 0) -> Fo
         raise InputError(f"-Oz fails on the function: {oz.status}: {oz.message}")
     best, spent, poison = oz, 1, []
     while spent < compilations:
+        found = best.passes != passes.OZ  # around -Oz itself there is little to find
         lists = [
-            random_list(rng) if rng.random() < 0.5 else mutate(rng, best.passes)
+            mutate(rng, best.passes) if found and rng.random() < 0.5 else random_list(rng)
             for _ in range(min(_ROUND, compilations - spent))
         ]
         spent += len(lists)

@@ -247,7 +247,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, sample):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["evaluate", SAMPLE.parent], ["optimize", SAMPLE]])
 def test_an_interrupt_ends_cleanly(model, command, tmp_path):
-    """Whatever the moment after the start of the work: one line, no traceback, and the next run ends well."""
+    """Whenever it comes once work has begun: one line, no traceback, and the next run ends well."""
     environment = os.environ | {"LLMOPT_SCALE": "smoke", "LLMOPT_HOME": str(tmp_path)}
     arguments = [sys.executable, "-m", "llmopt.cli", *map(str, command), "--model", str(model)]
     for wait in (0.0, 2.0):
