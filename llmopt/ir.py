@@ -161,14 +161,20 @@ def _type_end(text: str) -> int:
 
 
 def _declaration(header: str) -> str:
-    """`declare` for a `define` line: no linkage, no parameter names, nothing after the list."""
-    if header.startswith("declare "):
-        return header
+    """`declare` for a header line: no linkage, no parameter names, nothing after the list."""
     text = _LINKAGE.sub("declare ", header)
     start = _HEADER_SYMBOL.match(text).end() - 1
-    end = start + _balanced(text[start:])
-    params = re.sub(rf" %{_NAME}(?=[,)])", "", text[start:end])
-    return text[:start] + params
+    inside = text[start + 1 : start + _balanced(text[start:]) - 1]
+    kept, depth, begin = [], 0, 0
+    for token in re.finditer(r'"[^"]*"|[\[{<(]|[\]}>)]|,|$', inside):
+        if token[0] in (",", "") and depth == 0:
+            parameter = inside[begin : token.start()].strip()
+            end = _type_end(parameter) if parameter else 0
+            kept.append(parameter[:end] + re.sub(rf" %{_NAME}$", "", parameter[end:]))
+            begin = token.end()
+        elif token[0] != "," and token[0][:1] != '"':
+            depth += 1 if token[0] in "[{<(" else -1
+    return f"{text[:start]}({', '.join(kept)})"
 
 
 def _balanced(text: str) -> int:

@@ -163,13 +163,13 @@ def test_single_list_is_the_best_with_backup(functions, labels):
     assert chosen in others and gain(chosen) == max(map(gain, others)) > 0
 
 
-def run_cli(folder, **options):
+def run_cli(folder, compilations=30):
     return subprocess.Popen(
-        [sys.executable, "-m", "llmopt.cli", "autotune", "data/sample", "--compilations", "30",
-         "-o", str(folder)],
+        [sys.executable, "-m", "llmopt.cli", "autotune", "data/sample",
+         "--compilations", str(compilations), "-o", str(folder)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env=os.environ | {"LLMOPT_SCALE": "smoke"},
-        cwd=os.path.dirname(os.path.dirname(__file__)), **options,
+        cwd=os.path.dirname(os.path.dirname(__file__)),
     )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_killed_at_random_moments_and_resumed_ends_in_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_was_done(tmp_path):
-    process = run_cli(tmp_path / "labels")
+    process = run_cli(tmp_path / "labels", compilations=2000)
     deadline, finished = time.time() + 60, 0
     while time.time() < deadline:
         for path in (tmp_path / "labels").glob("search-*.sqlite"):

@@ -113,6 +113,25 @@ def test_an_instruction_over_several_lines_becomes_one(parts):
     assert "%5 = landingpad { ptr, i32 } cleanup" in parts["second"]
 
 
+def test_declarations_lose_names_and_keep_types():
+    text = (
+        "%T = type { i32 }\n"
+        "define void @f(i32 %0, %T %1) {\ncall void @g(i32 %0, %T %1)\n"
+        "call void @h(ptr null, i8 1)\nret void\n}\n"
+        "declare void @g(i32, %T)\n"
+        "define void @h(ptr byval(%T) %0, ...) {\nret void\n}\n"
+    )
+    lines = ir.split(text)["f"].splitlines()
+    assert lines[-2:] == ["declare void @g(i32, %T)", "declare void @h(ptr byval(%T), ...)"]
+    named = "define void @f() {\ncall void @g(i32 1)\nret void\n}\ndeclare void @g(i32 %x)\n"
+    assert ir.split(named)["f"].endswith("declare void @g(i32)\n")
+
+
+def test_space_inside_strings_is_not_ours():
+    line = '@s = constant [6 x i8] c"( ,  )"'
+    assert ir.normalise(line) == line + "\n"
+
+
 def test_strings_keep_what_looks_like_attributes_and_comments():
     line = '@s = constant [9 x i8] c"noundef ;"'
     assert ir.normalise(line) == line + "\n"
@@ -180,6 +199,8 @@ def test_structural_hash_forgets_names_only(parts):
     other = other.replace("@counter", "@c2")
     assert ir.structural_hash(one) == ir.structural_hash(other)
     assert ir.function_id(one) != ir.function_id(other)
+    wider = one.replace("{ i8 }", "{ i64 }")  # another layout is another function
+    assert ir.structural_hash(one) != ir.structural_hash(wider)
     changed = one.replace("i32 3)", "i32 4)")
     assert ir.structural_hash(one) != ir.structural_hash(changed)
     assert ir.structural_hash(one) != ir.structural_hash(one.replace("@printf", "@puts"))
