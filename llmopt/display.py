@@ -133,6 +133,7 @@ def diff(before: str, after: str, titles: tuple[str, str] = ("before", "after"))
     Lines that only one side has are marked, `-` on the left and `+` on the right. LLVM numbers
     values anew after each pass, so lines that differ in such numbers only count as the same.
     """
+    closing = "\n}\n"  # a text that a model did not finish has instructions, too
     plain = before.splitlines(), after.splitlines()
     coloured = _lines(before, "llvm"), _lines(after, "llvm")
     match = difflib.SequenceMatcher(None, *([_key(x) for x in side] for side in plain), False)
@@ -149,7 +150,7 @@ def diff(before: str, after: str, titles: tuple[str, str] = ("before", "after"))
             ]
             sides[side].extend(rows + [("", "")] * (height - len(rows)))
     captions = [
-        f"{html.escape(title)}: <strong>{ir.count(text)} instructions</strong>"
+        f"{html.escape(title)}: <strong>{ir.count(text + closing)} instructions</strong>"
         for title, text in zip(titles, (before, after), strict=True)
     ]
     return _view(
