@@ -170,6 +170,8 @@ def run_cli(folder, compilations=30):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env=os.environ | {"LLMOPT_SCALE": "smoke"},
         cwd=os.path.dirname(os.path.dirname(__file__)),
+        # Started in the background, this run itself may have SIGINT ignored, and pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

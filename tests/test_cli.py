@@ -252,7 +252,12 @@ def test_an_interrupt_ends_cleanly(model, command, tmp_path):
     arguments = [sys.executable, "-m", "llmopt.cli", *map(str, command), "--model", str(model)]
     for wait in (0.0, 2.0):
         process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.time() + 60
         while not any(tmp_path.iterdir()) and time.time() < deadline:  # the work has begun
