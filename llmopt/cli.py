@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -131,9 +132,25 @@ def corpus_build(scale: Scale = None, as_json: Json = False) -> None:
 
 
 @corpus_app.command("read", epilog="Example: llmopt corpus read data/sample --json")
-def corpus_read(path: Path, as_json: Json = False) -> None:
-    """The functions of a file or folder of C, C++ or LLVM-IR, and what could not be read."""
-    reading = read_folder(path)
+def corpus_read(
+    path: Annotated[str, typer.Argument(help="A file, a folder, or with --commit a git URL.")],
+    commit: Annotated[str | None, typer.Option(help="Full hash of a commit to read.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="Folder for functions.parquet, a built corpus.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The functions of C, C++ or LLVM-IR, and what could not be read. With -o they are kept, for
+    `llmopt autotune` and `llmopt evaluate`."""
+    check_folder(output)
+    if commit:
+        from llmopt import sources
+
+        path = sources.checkout(path, commit)
+    reading = read_folder(Path(path))
+    if output:
+        functions = reading.functions.drop_duplicates("structural_hash")
+        write_parquet(functions, output / "functions.parquet")
     if as_json:
         columns = ["id", "name", "file", "unoptimised"]
         rows = reading.functions[columns].to_dict("records")
@@ -142,6 +159,14 @@ def corpus_read(path: Path, as_json: Json = False) -> None:
     for row in reading.functions.itertuples():
         print(f"{row.unoptimised:6} {row.file}: {row.name}")
     report_problems(reading.problems)
+
+
+def write_parquet(table, path: Path) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    config.write_atomic(path, buffer.getvalue())
 
 
 def report_problems(problems: tuple[tuple[str, str], ...]) -> None:
@@ -155,32 +180,29 @@ def autotune(
     scale: Scale = None,
     compilations: Annotated[int | None, typer.Option(min=1, help="Search budget.")] = None,
     output: Annotated[Path | None, typer.Option("-o", help="Folder for journal, labels.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; else one a core.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
     as_json: Json = False,
 ) -> None:
     """Search for the best pass lists under both protocols and write labels.parquet."""
     settings = set_scale(scale)
     check_folder(output)
-    from llmopt import autotune as tuner
-    from llmopt import journal, pipeline
+    from llmopt import labels as labelling
+    from llmopt import pipeline
 
-    if path is None and compilations is None and output is None and scheduler is None:
+    if (path, compilations, output, scheduler, workers) == (None,) * 5:
         labels, folder = pipeline.labels(), pipeline.labels_folder()
     else:
         if path is None:
             rows = pipeline.wanted()
         else:
-            reading = read_folder(path)
-            rows = reading.functions.drop_duplicates("id")
-            report_problems(reading.problems)
-        budget = compilations or settings.search_compilations
-        lists = settings.broadcast_lists
+            rows = read_any(path)
+        budget = labelling.Budget.of(settings)
+        if compilations:
+            budget = replace(budget, compilations=compilations)
         ids = tuple(sorted(rows.id))
-        folder = output or pipeline.stage("labels", ("autotune",), (ids, budget, lists))
-        with journal.workers(None, scheduler) as pool, bar("autotune", 4 * len(rows)) as progress:
-            labels = tuner.label(
-                rows, folder, budget, lists, pool, lambda key, row: progress.update()
-            )
+        folder = output or pipeline.stage("labels", ("labels",), (ids, budget))
+        labels = pipeline.search(rows, folder, budget, workers, scheduler)
     result = {"labels": str(folder / "labels.parquet"), "protocols": {}}
     for protocol, group in labels.groupby("protocol"):
         result["protocols"][protocol] = {
@@ -343,6 +365,13 @@ def read_corpus(path: Path):
         raise InputError(f"{path}: not a built corpus ({reason}); build it again") from None
 
 
+def read_any(path: Path):
+    """The functions of a built corpus' test split, or of C, C++ and IR, each once."""
+    if (path / "functions.parquet").exists():
+        return read_corpus(path / "functions.parquet").drop_duplicates("id")
+    return read_all([path]).drop_duplicates("id")
+
+
 def read_folder(path: Path):
     """`corpus.read_directory` with a bar: C++ takes about a second a file."""
     from llmopt import corpus
@@ -397,34 +426,23 @@ def evaluate(
     settings = set_scale(scale)
     if output and output.is_dir():
         raise InputError(f"{output}: a folder; --json takes the name of a file")
-    from llmopt import autotune as tuner
     from llmopt import evaluate as evaluation
     from llmopt import journal, pipeline, tables
 
     long = 0
     if path is None:
         rows, long = evaluation.test_functions()
-    elif (path / "functions.parquet").exists():
-        rows = read_corpus(path / "functions.parquet")
     else:
-        rows = read_all([path])
+        rows = read_any(path)
     rows = rows.drop_duplicates("id").head(limit or len(rows))
     folder, single = find_model(model)
     key = (tuple(rows.id), pipeline.model_digest(folder), settings)
-    directory = pipeline.stage("evaluate", ("evaluate", "generate", "autotune"), key)
+    directory = pipeline.stage("evaluate", ("evaluate", "generate", "labels"), key)
     with journal.workers() as pool:
         if path is None:
             labels = pipeline.labels()
         else:
-            with bar("autotune", 4 * len(rows)) as progress:
-                labels = tuner.label(
-                    rows,
-                    directory,
-                    settings.search_compilations,
-                    settings.broadcast_lists,
-                    pool,
-                    lambda key, row: progress.update(),
-                )
+            labels = pipeline.search(rows, directory)
         if path is None and model is None and limit is None and protocols == config.PROTOCOLS:
             result = evaluation.test_split()  # the one that the book shows
         else:
@@ -506,6 +524,32 @@ def bench_compile(
             f"{name:13} {value['functions']} functions: in process {row['ms_in_process']:.3f} ms, "
             f"opt {row['ms_opt']:.1f} ms, ratio {row['ratio']:.0f}"
         )
+
+
+@bench_app.command("search", epilog="Example: llmopt bench search --functions 20 --json")
+def bench_search(
+    functions: Annotated[int, typer.Option(min=1, help="How many of the valid split.")] = 300,
+    compilations: Annotated[int, typer.Option(min=10, help="Budget a function.")] = 3000,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """Improvement over -Oz against compilations: uniform random lists and our search."""
+    set_scale(scale)
+    import runpy
+
+    measure = runpy.run_path(str(config.ROOT / "benchmarks" / "search.py"))["measure"]
+    value = measure(functions, compilations)
+    if as_json:
+        emit(value)
+        return
+    for protocol, row in value["protocols"].items():
+        print(f"{protocol}, {value['functions']} functions: % below -Oz after so many compilations")
+        for name in ("random", "ours"):
+            points = zip(value["compilations"], row[name], strict=True)
+            print(f"  {name:6}", "  ".join(f"{at}: {gain:.2f}" for at, gain in points))
+    speed = value["throughput"]
+    for name, rate in speed["per_second"].items():
+        print(f"{name:16} {rate:7.0f} lists a second on one core")
 
 
 def main() -> None:

@@ -36,7 +36,10 @@ class Scale:
     max_functions_per_project: int
     max_chars: int  # longer normalised functions are counted and left out before any search
     # autotuner
+    released_labels: bool  # take what data/labels.parquet has, search only for the rest
+    pilot_functions: int  # searched first; their best lists are where the other searches start
     search_compilations: int
+    patience: int  # compilations without a gain after which a search ends
     broadcast_lists: int
     # tokenizer, prompt and model
     vocabulary: int

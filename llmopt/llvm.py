@@ -237,10 +237,15 @@ class Module:
     def copy(self) -> Module:
         """The module afresh, parsed again: about as fast as LLVM's clone, which has other use lists
         (a few passes go by their order, and its results would not be `opt`'s)."""
-        copy = object.__new__(Module)
-        copy.__dict__.update(self.__dict__)
-        copy._open()
-        return copy
+        return self.at(self._source)
+
+    def at(self, source: bytes) -> Module:
+        """The module in another state: `source` is its text after some passes, encoded."""
+        other = object.__new__(Module)
+        other.__dict__.update(self.__dict__)
+        other._source = source
+        other._open()
+        return other
 
     def run(self, pipeline: str) -> None:
         """Apply LLVM's textual pipeline in place. Raises `InputError` where LLVM refuses it."""

@@ -23,7 +23,6 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from llmopt import (
-    autotune,
     baselines,
     config,
     corpus,
@@ -35,6 +34,7 @@ from llmopt import (
     sandbox,
     sources,
 )
+from llmopt import labels as labelling
 from llmopt import tokenizer as tokenizers
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
@@ -113,35 +113,82 @@ def wanted() -> pd.DataFrame:
     return pd.concat([rows[rows.split == split].head(n) for split, n in most.items()])
 
 
+def released() -> pd.DataFrame:
+    """The labels in `data/`: those of the reference scale, for whoever rebuilds its functions."""
+    return labelling.read(labelling.RELEASED)
+
+
 def labels_folder() -> Path:
     scale = config.scale()
     ids = tuple(wanted().id)  # of what is there: a corpus that lacked a source has other labels
-    settings = (ids, scale.search_compilations, scale.broadcast_lists, llvm.version())
-    return stage("labels", ("autotune",), settings)
+    settings: tuple = (ids, labelling.Budget.of(scale), llvm.version())
+    if scale.released_labels:
+        settings += (hashlib.sha256(labelling.RELEASED.read_bytes()).hexdigest(),)
+    return stage("labels", ("labels",), settings)
 
 
 def labels() -> pd.DataFrame:
-    """The autotuner's labels (`autotune.LABEL_COLUMNS`), two rows a function."""
+    """The autotuner's labels (`labels.COLUMNS`), two rows a function: those that are released where
+    the scale says so and this LLVM made them, the others by a search."""
     folder = labels_folder()
     with alone(folder):
         if not (folder / "labels.parquet").exists():
-            _search(folder)
-    return autotune.read_labels(folder / "labels.parquet")
+            _label(folder)
+    return labelling.read(folder / "labels.parquet")
 
 
-def _search(folder: Path) -> None:
-    rows, scale = wanted(), config.scale()
-    with journal.workers() as executor, _bar("autotune", 4 * len(rows), "task") as bar:
-        saved = 0
+def _label(folder: Path) -> None:
+    rows, known = wanted(), pd.DataFrame()
+    if config.scale().released_labels:
+        known = released()
+        known = known[known.id.isin(rows.id) & (known.llvm == llvm.version())]
+        rest = rows[~rows.id.isin(known.id)]
+        if len(rest):
+            projects = ", ".join(sorted(set(rest.project))[:5])
+            print(
+                f"llmopt: {len(rest)} of {len(rows)} functions are not in the released labels "
+                f"(of {projects}): they are searched here",
+                file=sys.stderr,
+            )
+        rows = rest
+    if len(rows):
+        search(rows, folder)
+        known = pd.concat([known, labelling.read(folder / "labels.parquet")])
+    known = known.sort_values(["id", "protocol"]).reset_index(drop=True)
+    labelling.write(known, folder / "labels.parquet")
 
-        def on_done(_: str, row: dict) -> None:
-            nonlocal saved
-            saved += max(0, row.get("oz", 0) - row.get("best", 0))
-            bar.set_postfix(saved=f"{saved} instructions", refresh=False)
-            bar.update()
 
-        compilations, lists = scale.search_compilations, scale.broadcast_lists
-        autotune.label(rows, folder, compilations, lists, executor, on_done)
+def search(
+    rows: pd.DataFrame,
+    folder: Path,
+    budget: labelling.Budget | None = None,
+    count: int | None = None,
+    scheduler: str | None = None,
+) -> pd.DataFrame:
+    """`labels.label` on all cores (or `count` of them, or a Dask cluster), with a progress bar:
+    functions, compilations, gain so far and time left."""
+    seen: set[str] = set()
+    spent = oz = best = 0
+    budget = budget or labelling.Budget.of(config.scale())
+    with (
+        journal.workers(count, scheduler) as executor,
+        tqdm(total=2 * len(rows), desc="autotune", unit="function", smoothing=0.05) as bar,
+    ):
+
+        def on_done(key: str, row: dict) -> None:
+            nonlocal spent, oz, best
+            spent += row.get("compilations", len(row.get("counts", ())))
+            if "best" in row and key not in seen:  # a search; the steps after it are short
+                seen.add(key)
+                oz, best = oz + row["oz"], best + row["best"]
+                bar.update()
+            gain = 100 * (oz - best) / max(oz, 1)
+            bar.set_postfix_str(f"{spent} compilations, {gain:.2f}% below -Oz", refresh=False)
+
+        # Where the pilot is another's, or there is nothing to make one of.
+        foreign = config.scale().released_labels or "train" not in set(rows.split)
+        known = labelling.known() if foreign else None
+        return labelling.label(rows, folder, budget, executor, on_done, known)
 
 
 def _answers_folder() -> Path:

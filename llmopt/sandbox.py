@@ -10,6 +10,7 @@ Not covered: code that runs the *program* under test (that needs more than a tim
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from llmopt import llvm, passes
@@ -25,6 +27,16 @@ from llmopt.llvm import Module, Run
 
 SECONDS = 10.0  # a candidate of one function takes about a millisecond
 MEMORY_MB = 4096
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """One walk through a transposition table: the count after each pass up to the first that fails,
+    how many of the passes had to be run (the others were looked up), and the failure, if any."""
+
+    counts: list[int]
+    new: int
+    failure: Run | None = None
 
 
 class Sandbox:
@@ -53,6 +65,17 @@ class Sandbox:
         lists = [passes.check(names) for names in lists]
         return self._ask({"do": "walk", "ir": ir, "protocol": protocol}, lists)
 
+    def explore(
+        self, ir: str, protocol: str, lists: Sequence[Sequence[str]], fresh: bool = True
+    ) -> list[Exploration]:
+        """Walks that share a transposition table: a pass that was run on the same code before, on
+        whatever way the code was reached, is looked up and not run again.
+
+        Unless `fresh`, the table of the last request goes on, if that was of the same function."""
+        lists = [passes.check(names) for names in lists]
+        request = {"do": "explore", "ir": ir, "protocol": protocol, "fresh": fresh}
+        return self._ask(request, lists)
+
     def check(self, texts: Sequence[str], protocol: str = "stripped") -> list[Run]:
         """Parse and verify module texts that may be anything: count and canonical text of each."""
         return self._ask({"do": "check", "protocol": protocol}, list(texts))
@@ -78,7 +101,7 @@ class Sandbox:
             if len(results) < len(items):
                 item = items[len(results)]
                 failed = self._bury(() if request["do"] == "check" else item)
-                results.append([failed] if request["do"] == "walk" else failed)
+                results.append(_dead(request["do"], failed))
         return results
 
     def _start(self) -> subprocess.Popen:
@@ -163,7 +186,19 @@ def _first_words(stderr: str) -> str:
     )[:500]
 
 
-def _decode(kind: str, item: object, answer: list) -> object:
+def _dead(kind: str, run: Run) -> object:
+    if kind == "explore":
+        return Exploration([], 1, run)
+    return [run] if kind == "walk" else run
+
+
+def _decode(kind: str, item: object, answer: object) -> object:
+    if kind == "explore":
+        counts, new, failed = answer
+        length = len(counts) + 1
+        return Exploration(
+            counts, new, Run(item[:length], *failed[:1], message=failed[1]) if failed else None
+        )
     if kind == "walk":
         return [Run(tuple(item[: step["length"]]), **_fields(step)) for step in answer]
     return Run(() if kind == "check" else tuple(item), **_fields(answer))
@@ -208,6 +243,62 @@ def _walk(module: Module, names: Sequence[str]) -> list[dict]:
     return steps
 
 
+class _Table:
+    """The transposition table of one function: code by its digest, and where each pass leads from
+    there. A move that failed leads to [status, message]."""
+
+    def __init__(self, module: Module):
+        self._module = module
+        self._counts: dict[bytes, int] = {}
+        self._texts: dict[bytes, bytes] = {}
+        self._moves: dict[tuple[bytes, str], bytes | list[str]] = {}
+        with module.copy() as start:
+            self._start = self._state(start)
+
+    def _state(self, module: Module) -> bytes | list[str]:
+        text = module.text().encode()
+        state = hashlib.blake2b(text, digest_size=12).digest()
+        if state not in self._counts:
+            broken = module.verify()
+            if broken:
+                return ["invalid", broken]
+            # An instruction is a line with an indent of two; deeper lines go on with the one above.
+            lines = text.count(b"\n  ") - text.count(b"\n   ") - text.count(b"\n  ]")
+            self._counts[state], self._texts[state] = lines, text
+        return state
+
+    def _run(self, module: Module, name: str) -> bytes | list[str]:
+        try:
+            module.run(passes.SPACE[name].text)
+        except InputError as error:
+            return ["refused", str(error)]
+        return self._state(module)
+
+    def walk(self, names: Sequence[str]) -> tuple[list[int], int, list[str] | None]:
+        counts: list[int] = []
+        state, module, new, failed = self._start, None, 0, None
+        try:
+            for name in names:
+                move = self._moves.get((state, name))
+                if move is None:
+                    if module is None:
+                        module = self._module.at(self._texts[state])
+                    move = self._moves[state, name] = self._run(module, name)
+                    new += 1
+                elif module is not None and move != state:
+                    module.close()
+                    module = None
+                if isinstance(move, list):
+                    failed = move
+                    break
+                state = move
+                counts.append(self._counts[state])
+        finally:
+            if module is not None:
+                module.close()
+        return counts, new, failed
+
+
 def _check(text: str, protocol: str) -> dict:
     try:
         with Module(text, protocol) as module:
@@ -223,15 +314,21 @@ class _Cached:
     def __init__(self) -> None:
         self._key: tuple[str, str] | None = None
         self._module: Module | None = None
+        self._table: _Table | None = None
 
     def get(self, ir: str, protocol: str) -> Module:
         if self._key != (ir, protocol):
             if self._module is not None:
                 self._module.close()
-            self._key, self._module = None, None
+            self._key, self._module, self._table = None, None, None
             self._module = Module(ir, protocol)
             self._key = (ir, protocol)
         return self._module
+
+    def table(self, fresh: bool) -> _Table:
+        if self._table is None or fresh:
+            self._table = _Table(self._module)
+        return self._table
 
 
 def _answer(request: dict, cached: _Cached):
@@ -244,7 +341,11 @@ def _answer(request: dict, cached: _Cached):
         failure = {"status": "parse", "message": str(error)}
         if request["do"] == "walk":
             return lambda item: [failure | {"length": len(item)}]
+        if request["do"] == "explore":
+            return lambda item: ([], 1, [failure["status"], failure["message"]])
         return lambda item: failure
+    if request["do"] == "explore":
+        return cached.table(request["fresh"]).walk
     if request["do"] == "walk":
         return partial(_walk, module)
     return partial(_run, module, text=request["text"])

@@ -1,8 +1,9 @@
-"""The manifest of the corpus, and its archives: fetched, checked against our pins, unpacked.
+"""The manifest of the corpus, and its sources: fetched, checked against our pins, unpacked.
 
 An archive is a source distribution of the Python package index that bundles plain C or C++. It is
 only ever read: nothing in it is built or run. Where it comes from is the environment's business
 (pip's own settings are honoured); what it must be is the manifest's (`data/sources.toml`).
+Synthetic programs come from Csmith, where it is installed; a user's own code from git (`checkout`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -39,7 +41,8 @@ class Source:
 
     `root` is the folder of the archive (or, with `path`, of this repository) from which clang runs;
     `files`, `exclude` (globs) and `includes` are relative to it. `headers` are small files of ours,
-    by name, in place of what a configure script would write.
+    by name, in place of what a configure script would write. With `seeds`, first and last, the
+    source is one Csmith program a seed instead of an archive, made with `arguments`.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Source:
     defines: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     headers: dict[str, str] = field(default_factory=dict, hash=False)
+    seeds: tuple[int, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     @property
     def archive(self) -> str:
@@ -99,7 +104,9 @@ def _source(path: Path, entry: dict) -> Source:
     if source.split not in SPLITS:
         raise InputError(f"{path}: {name}: split {source.split!r}; use one of {', '.join(SPLITS)}")
     pinned = source.version and source.root and re.fullmatch(r"[0-9a-f]{64}", source.sha256)
-    if not (source.path or pinned):
+    if source.seeds and (len(source.seeds) != 2 or not source.version):
+        raise InputError(f"{path}: {name}: give `version` of Csmith and `seeds`, first and last")
+    if not (source.path or pinned or source.seeds):
         raise InputError(f"{path}: {name}: give version, root and sha256 of the archive, or a path")
     return source
 
@@ -115,6 +122,8 @@ def obtain(source: Source) -> Path:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder, named by the source {source.name}")
         return folder
+    if source.seeds:
+        return _generate(source)
     folder = config.home() / "sources" / source.sha256[:16]
     if not (folder / source.root).is_dir():
         _unpack(fetch(source), folder)
@@ -125,6 +134,78 @@ def obtain(source: Source) -> Path:
         if not target.exists() or target.read_text() != text:
             config.write_atomic(target, text.encode())
     return folder / source.root
+
+
+def _generate(source: Source) -> Path:
+    """A folder with one Csmith program a seed, and Csmith's own headers in `runtime`."""
+    csmith = shutil.which("csmith")
+    mend = "install it (Debian and Ubuntu: apt-get install csmith libcsmith-dev)"
+    if csmith is None:
+        raise MissingSourceError(f"{source.name}: no csmith here; {mend}")
+    found = subprocess.run([csmith, "--version"], capture_output=True, text=True, timeout=60).stdout
+    if source.version not in found.split():
+        raise MissingSourceError(
+            f"{source.name}: {csmith} is {found.split(chr(10))[0]}, and its programs differ from "
+            f"those of the pinned {source.version}; {mend}"
+        )
+    include = Path(csmith).resolve().parent.parent / "include"
+    headers = [path for path in sorted(include.glob("csmith*")) if (path / "csmith.h").exists()]
+    if not headers:
+        raise MissingSourceError(f"{source.name}: no csmith.h below {include}; {mend}")
+    key = hashlib.sha256(repr((source.version, source.arguments)).encode()).hexdigest()[:16]
+    folder = config.home() / "sources" / f"csmith-{key}" / f"{source.seeds[0]}-{source.seeds[1]}"
+    shutil.copytree(headers[0], folder / "runtime", dirs_exist_ok=True)
+
+    def generate(seed: int) -> None:
+        target = folder / f"{seed}.c"
+        if not target.exists():
+            command = [csmith, "--seed", str(seed), *source.arguments]
+            done = subprocess.run(command, capture_output=True, check=True, timeout=600)
+            config.write_atomic(target, done.stdout)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(generate, range(source.seeds[0], source.seeds[1] + 1)))
+    return folder
+
+
+def checkout(url: str, commit: str) -> Path:
+    """The tree of a git repository at a commit (its full hash), fetched at first use."""
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit):
+        raise InputError(
+            f"--commit {commit}: give the full hash, so that it means one tree for ever"
+        )
+    git = shutil.which("git")
+    if git is None:
+        raise InputError(f"{url}: needs git; install it")
+    folder = config.home() / "sources" / f"git-{commit[:16]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".clone-") as temporary:
+        tree = Path(temporary) / "tree"
+
+        def run(*arguments: str) -> None:
+            done = subprocess.run(
+                [git, "-C", str(tree), *arguments],
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"GIT_TERMINAL_PROMPT": "0"},
+            )
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["git failed"])[-1]
+                raise InputError(f"{url} at {commit[:12]}: {said}; check both, and the connection")
+
+        tree.mkdir()
+        run("init", "-q")
+        try:
+            run("fetch", "-q", "--depth", "1", "--", url, commit)
+        except InputError:  # not every server gives out single commits
+            run("fetch", "-q", "--", url, "+refs/*:refs/all/*")
+        run("-c", "advice.detachedHead=false", "checkout", "-q", commit, "--")
+        shutil.rmtree(tree / ".git")
+        os.rename(tree, folder)
+    return folder
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ RANKS = (
     {"llvm", "frontend", "sources", "tables", "tokenizer"},
     {"sandbox", "prompt", "model"},
     {"corpus", "autotune", "dataset"},
-    {"train", "generate", "baselines"},
+    {"train", "generate", "baselines", "labels"},
     {"pipeline", "evaluate", "plots", "display"},
     {"cli"},
 )

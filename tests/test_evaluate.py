@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from llmopt import autotune, evaluate, generate, ir, model, passes, tables, tokenizer
+from llmopt import evaluate, generate, ir, model, passes, tables, tokenizer
 from llmopt.config import PROTOCOLS, InputError
+from llmopt.labels import Budget, label
 from llmopt.prompt import Answer
 from llmopt.tokenizer import END, PAD
 
@@ -28,7 +29,7 @@ def functions(sample) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def labels(functions, tmp_path_factory) -> pd.DataFrame:
-    return autotune.label(functions, tmp_path_factory.mktemp("labels"), 8, 2)
+    return label(functions, tmp_path_factory.mktemp("labels"), Budget(2, 8, 8, 2))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_broken_functions_are_left_out_and_counted(functions, folder, tmp_path):
         [functions, pd.DataFrame([{"id": ir.function_id(broken), "ir": broken}])],
         ignore_index=True,
     )
-    labels = autotune.label(more, tmp_path, 4, 1)
+    labels = label(more, tmp_path, Budget(1, 4, 4, 1))
     result = evaluate.evaluate(more, labels, folder, SINGLE, tmp_path, 0, 24)
     assert set(result.rows.id) == set(functions.id)
     assert result.left_out[evaluate.NO_LABEL] == 1
@@ -161,7 +162,7 @@ def test_a_prompt_without_room_is_left_out_and_counted(functions, folder, tmp_pa
     more = pd.concat(
         [functions, pd.DataFrame([{"id": ir.function_id(text), "ir": text}])], ignore_index=True
     )
-    labels = autotune.label(more, tmp_path, 2, 1)
+    labels = label(more, tmp_path, Budget(1, 2, 2, 1))
     result = evaluate.evaluate(more, labels, folder, SINGLE, tmp_path, len(more), 4)
     assert set(result.rows.id) == set(functions.id)
     assert result.left_out[evaluate.NO_ROOM] == 1

@@ -47,6 +47,29 @@ def test_walk_counts_every_prefix(box, sample):
     assert [step.count for step in steps] == [run.count for run in runs]
 
 
+def test_explorations_count_what_walks_count_and_look_up_what_is_known(box, sample):
+    rng = random.Random(3)
+    lists = [autotune.random_list(rng) for _ in range(40)]
+    for protocol in ("stripped", "minsize"):
+        walks = box.walk(sample["sieve"], protocol, lists)
+        explored = box.explore(sample["sieve"], protocol, lists)
+        assert [walk.counts for walk in explored] == [
+            [step.count for step in steps if step.ok] for steps in walks
+        ]
+        assert 0 < sum(walk.new for walk in explored) < sum(map(len, lists))
+        again = box.explore(sample["sieve"], protocol, lists, fresh=False)
+        assert [walk.counts for walk in again] == [walk.counts for walk in explored]
+        assert not any(walk.new for walk in again)
+        assert any(walk.new for walk in box.explore(sample["sieve"], protocol, lists))
+
+
+def test_an_exploration_that_crashes_is_one_walk_s(box, sample):
+    walks = box.explore(sample["parse_integer"], "stripped", [("-Oz",), CRASHING, ("-O1",)])
+    assert [walk.failure and walk.failure.status for walk in walks] == [None, "crash", None]
+    assert walks[1].failure.passes == CRASHING and not walks[1].counts
+    assert box.explore("garbage", "stripped", [("-Oz",)])[0].failure.status == "parse"
+
+
 def test_a_crash_costs_one_candidate(box, sample):
     text = sample["parse_integer"]
     runs = box.run(text, "stripped", [("-Oz",), CRASHING, ("-O1",)])
