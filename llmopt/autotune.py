@@ -25,7 +25,7 @@ from llmopt import llvm, passes, sandbox
 from llmopt.config import InputError
 
 MAX_LENGTH = 9  # of a random list, as in the paper's best lists
-_META_SHARE = 0.5  # of the random lists that hold one of the -O pipelines
+_META_SHARE = 0.2  # of the random lists that hold one of the -O pipelines
 _ROUND = 16  # walks a request to the sandbox
 _SINGLE = tuple(name for name in passes.SPACE if name not in passes.META)
 
@@ -201,3 +201,23 @@ def minimise(ir: str, protocol: str, best: llvm.Run, oz: llvm.Run) -> tuple[llvm
         else:
             at += 1
     return best, spent
+
+
+def blame(ir: str, protocol: str, failed: llvm.Run) -> llvm.Run:
+    """The shortest part of a list on which LLVM still fails in the same way (dropping one pass at a
+    time); the run as it was given where the failure does not come again."""
+    box = sandbox.shared()
+
+    def fails(names: tuple[str, ...]) -> llvm.Run | None:
+        run = box.run(ir, protocol, [names])[0]
+        return run if run.status == failed.status else None
+
+    found = fails(failed.passes)
+    if found is None:
+        return failed
+    at = len(found.passes) - 1
+    while at >= 0:
+        shorter = found.passes[:at] + found.passes[at + 1 :]
+        found = (shorter and fails(shorter)) or found
+        at -= 1
+    return found

@@ -182,10 +182,15 @@ def autotune(
     output: Annotated[Path | None, typer.Option("-o", help="Folder for journal, labels.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; else one a core.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.")] = None,
+    release: Annotated[
+        bool, typer.Option("--release", help="Renew data/ and results/ from the corpus' labels.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search for the best pass lists under both protocols and write labels.parquet."""
     settings = set_scale(scale)
+    if release and path:
+        raise InputError("--release is for the labels of the scale's corpus: give no path with it")
     check_folder(output)
     from llmopt import labels as labelling
     from llmopt import pipeline
@@ -203,6 +208,8 @@ def autotune(
         ids = tuple(sorted(rows.id))
         folder = output or pipeline.stage("labels", ("labels",), (ids, budget))
         labels = pipeline.search(rows, folder, budget, workers, scheduler)
+    if release:
+        pipeline.release(folder)
     result = {"labels": str(folder / "labels.parquet"), "protocols": {}}
     for protocol, group in labels.groupby("protocol"):
         result["protocols"][protocol] = {

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +66,7 @@ def known(path: Path = KNOWN) -> dict[str, Known]:
 @dataclass(frozen=True)
 class Budget:
     """What labels may cost: functions in the pilot, compilations a search, patience, and lists in
-    the coreset (and again in the broadcast)."""
+    the coreset (and a third as many in the broadcast)."""
 
     pilot: int
     compilations: int
@@ -89,6 +90,7 @@ def _search_task(
     known: Known = Known(),
 ) -> dict:
     key, ir, protocol = item
+    started = time.perf_counter()
     try:
         found = autotune.search(ir, protocol, compilations, key, known.lists, known.start, patience)
     except InputError as error:
@@ -100,6 +102,7 @@ def _search_task(
         "passes": passes.format(found.passes),
         "compilations": found.compilations,
         "first": found.first,
+        "seconds": round(time.perf_counter() - started, 4),
     }
     if found.poison:
         row["poison"] = [
@@ -110,8 +113,12 @@ def _search_task(
 
 def _broadcast_task(item: tuple[str, str, str], lists: Sequence[str]) -> dict:
     _, ir, protocol = item
+    started = time.perf_counter()
     runs = sandbox.shared().run(ir, protocol, [passes.parse(text) for text in lists])
-    return {"counts": [run.count if run.ok else None for run in runs]}
+    return {
+        "counts": [run.count if run.ok else None for run in runs],
+        "seconds": round(time.perf_counter() - started, 4),
+    }
 
 
 def winners(rows: dict[str, dict], most: int) -> list[str]:
@@ -185,8 +192,9 @@ def label(
     `COLUMNS`, written to `directory/labels.parquet`. With `known`, there is no pilot.
 
     Journalled in `directory`: killed and called again, it goes on and ends in the same bytes.
-    Functions on which -Oz itself fails are left out; `directory/failures.json` names them. Raises
-    `InputError` where none is left.
+    Beside it lie `failures.json` (functions on which -Oz itself fails, left out), `known.json` (the
+    lists that searches started from), `cost.json` and `poison.json` (lists on which LLVM crashed,
+    hung or made invalid IR). Raises `InputError` where no function is left.
     """
     items = {
         f"{protocol}:{row.id}": (row.id, row.ir, protocol)
@@ -198,6 +206,8 @@ def label(
     table: list[dict] = []
     failures: dict[str, str] = {}
     started: dict[str, dict] = {}
+    cost: dict[str, dict] = {}
+    poison: list[dict] = []
     for protocol in PROTOCOLS:
         mine = {key: item for key, item in items.items() if item[2] == protocol}
         tuner = _Tuner(directory, protocol, budget, mine, executor, on_done)
@@ -211,10 +221,12 @@ def label(
             "start": tuner.known.start,
             "lists": [passes.format(names) for names in tuner.known.lists],
         }
+        cost[protocol] = tuner.steps
+        poison += tuner.poison
         table += tuner.rows()
-    reasons = json.dumps(failures, indent=1) + "\n"
-    write_atomic(directory / "failures.json", reasons.encode())
-    write_atomic(directory / "known.json", (json.dumps(started, indent=1) + "\n").encode())
+    beside = {"failures": failures, "known": started, "cost": cost, "poison": poison}
+    for name, value in beside.items():
+        write_atomic(directory / f"{name}.json", (json.dumps(value, indent=1) + "\n").encode())
     if not table:
         raise InputError(f"no function can be labelled: {next(iter(failures.values()))}")
     labels = pd.DataFrame(table).astype(COLUMNS)
@@ -226,6 +238,32 @@ def label(
 def _pilot(functions: pd.DataFrame, protocol: str, most: int) -> list[str]:
     train = functions[functions.split == "train"] if "split" in functions else functions
     return [f"{protocol}:{key}" for key in sorted(train.id)[:most]]  # ids are hashes: a sample
+
+
+def minimise_poison(
+    poison: Sequence[dict], ir: Mapping[str, str], executor: Executor | None = None
+) -> list[dict]:
+    """Lists on which LLVM failed, as `label` recorded them, each cut down to what it fails on: one
+    entry a minimal list, kind of failure and message, with how often it was met and one function
+    that shows it. `ir` holds the functions by id."""
+
+    def blame(row: dict) -> dict:
+        run = llvm.Run(passes.parse(row["passes"]), row["status"])
+        found = autotune.blame(ir[row["id"]], row["protocol"], run)
+        return {
+            "passes": passes.format(found.passes),
+            "status": found.status,
+            "signal": found.signal,
+            "message": found.message,
+        }
+
+    mapper = executor.map if executor else map
+    groups: dict[tuple, dict] = {}
+    for row, found in zip(poison, mapper(blame, poison), strict=True):
+        key = tuple(found.values())
+        shown = {name: row[name] for name in ("id", "protocol")}
+        groups.setdefault(key, found | {"times": 0} | shown)["times"] += 1
+    return sorted(groups.values(), key=lambda row: (-row["times"], row["passes"]))
 
 
 class _Tuner:
@@ -240,6 +278,8 @@ class _Tuner:
         self.found: dict[str, dict] = {}  # key -> what the search of it gave
         self.tried: dict[str, dict[str, int]] = {}  # key -> list -> what it leaves
         self.spent: Counter[str] = Counter()  # compilations beyond the search
+        self.steps: dict[str, dict] = {}  # what each step cost
+        self.poison: list[dict] = []
 
     def _run(self, name: str, task: Callable, items: dict, *settings: object) -> dict[str, dict]:
         path = self.directory / f"{name}-{self.protocol}-{_digest(self.code, settings)}.sqlite"
@@ -248,7 +288,20 @@ class _Tuner:
                 for key in sorted(done.keys() & items.keys()):
                     self.on_done(key, done.get(key))
             journal.run(done, task, items, self.executor, self.on_done)
-            return {key: row for key, row in done.items() if key in items}
+            rows = {key: row for key, row in done.items() if key in items}
+        self.steps[name] = {
+            "tasks": len(rows),
+            "compilations": sum(
+                row.get("compilations", len(row.get("counts", "1"))) for row in rows.values()
+            ),
+            "core_seconds": round(sum(row.get("seconds", 0) for row in rows.values()), 1),
+        }
+        for key, row in rows.items():
+            names = ("passes", "status", "signal", "message")
+            for found in row.get("poison", ()):
+                where = {"id": key.split(":", 1)[1], "protocol": self.protocol}
+                self.poison.append(where | dict(zip(names, found, strict=True)))
+        return rows
 
     def _try(self, name: str, keys: Iterable[str], lists: list[str]) -> None:
         """Run `lists` on the functions and note what they leave."""
@@ -298,7 +351,7 @@ class _Tuner:
     def broadcast(self) -> None:
         """The lists that most searches ended in and that were not tried on all, on all."""
         new = [text for text in winners(self.found, 10**9) if text not in self.known.coreset]
-        self._try("broadcast", self.found, new[: self.budget.lists // 2])
+        self._try("broadcast", self.found, new[: self.budget.lists // 3])
 
     def rows(self) -> list[dict]:
         """The labels: canonical lists, each confirmed as one pipeline where it is not the search's

@@ -10,9 +10,14 @@ interrupted goes on where it stopped.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import hashlib
 import io
 import json
+import os
+import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,6 +194,47 @@ def search(
         foreign = config.scale().released_labels or "train" not in set(rows.split)
         known = labelling.known() if foreign else None
         return labelling.label(rows, folder, budget, executor, on_done, known)
+
+
+def release(folder: Path) -> None:
+    """Put the labels in `folder` into `data/`, and into `results/` what they cost, what the corpus
+    is, and the lists on which LLVM failed, each cut down to what it fails on."""
+    rows = functions().set_index("id")
+    poison = json.loads((folder / "poison.json").read_text())
+    with journal.workers() as executor:
+        minimal = labelling.minimise_poison(poison, rows.ir, executor)
+    record = {
+        "command": f"llmopt autotune --scale {config.scale().name} --release",
+        "date": datetime.date.today().isoformat(),
+        "llvm": llvm.version(),
+        "clang": frontend.available()[1],
+        "python": platform.python_version(),
+        "machine": {"cores": os.cpu_count(), "processor": _processor()},
+        "scale": dataclasses.asdict(config.scale()),
+        "cost": json.loads((folder / "cost.json").read_text()),
+        "failures": json.loads((folder / "failures.json").read_text()),
+    }
+    data, results = labelling.RELEASED.parent, config.ROOT / "results"
+    config.write_atomic(data / "labels.parquet", (folder / "labels.parquet").read_bytes())
+    config.write_atomic(data / "lists.json", (folder / "known.json").read_bytes())
+    for name, value in {"labels": record, "corpus": report(), "poison": minimal}.items():
+        text = json.dumps(value, indent=1) + "\n"
+        config.write_atomic(results / f"{name}.json", text.encode())
+    columns = ["id", "project", "suite", "split", "language", "unoptimised"]
+    table = rows.reset_index()[columns]
+    table = table[table.id.isin(labelling.read(folder / "labels.parquet").id)]
+    table["characters"] = rows.ir.str.len().loc[table.id].to_numpy()
+    buffer = io.BytesIO()
+    table.drop(columns="unoptimised").to_parquet(buffer, index=False, compression="zstd")
+    config.write_atomic(data / "functions.parquet", buffer.getvalue())
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
 
 
 def _answers_folder() -> Path:
