@@ -134,8 +134,9 @@ def search(
     box = sandbox.shared()
     rng = random.Random(f"{seed}:{protocol}")
     unoptimised, oz = box.run(ir, protocol, [(), passes.OZ])
-    if not oz.ok:
-        raise InputError(f"-Oz fails on the function: {oz.status}: {oz.message}")
+    for run in (oz, unoptimised):
+        if not run.ok:
+            raise InputError(f"-Oz fails on the function: {run.status}: {run.message}")
     best, spent, first, poison = oz, 1, [], []
     pick, queue = learned(known), list(known[:start])
     gained_at, proposed = len(queue), 0

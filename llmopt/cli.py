@@ -510,6 +510,13 @@ def print_tables(value: dict) -> None:
 # --- bench -------------------------------------------------------------------------------------
 
 
+def benchmark(name: str):
+    """`measure` of a file in `benchmarks/`."""
+    import runpy
+
+    return runpy.run_path(str(config.ROOT / "benchmarks" / f"{name}.py"))["measure"]
+
+
 @bench_app.command("compile", epilog="Example: llmopt bench compile --functions 50 --json")
 def bench_compile(
     functions: Annotated[int, typer.Option(min=1, help="How many of the test split.")] = 100,
@@ -518,10 +525,7 @@ def bench_compile(
 ) -> None:
     """LLVM in process against an `opt` process a list, on the same functions in one run."""
     set_scale(scale)
-    import runpy
-
-    measure = runpy.run_path(str(config.ROOT / "benchmarks" / "compile.py"))["measure"]
-    value = measure(functions)
+    value = benchmark("compile")(functions)
     if as_json:
         emit(value)
         return
@@ -542,10 +546,7 @@ def bench_search(
 ) -> None:
     """Improvement over -Oz against compilations: uniform random lists and our search."""
     set_scale(scale)
-    import runpy
-
-    measure = runpy.run_path(str(config.ROOT / "benchmarks" / "search.py"))["measure"]
-    value = measure(functions, compilations)
+    value = benchmark("search")(functions, compilations)
     if as_json:
         emit(value)
         return
@@ -557,6 +558,23 @@ def bench_search(
     speed = value["throughput"]
     for name, rate in speed["per_second"].items():
         print(f"{name:16} {rate:7.0f} lists a second on one core")
+
+
+@bench_app.command("labels", epilog="Example: llmopt bench labels --functions 50")
+def bench_labels(
+    functions: Annotated[int, typer.Option(min=1, help="How many of the labelled ones.")] = 100,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """Run released labels again through `opt`; exits with 1 where a count differs."""
+    set_scale(scale)
+    value = benchmark("labels")(functions)
+    if as_json:
+        emit(value)
+    else:
+        print(f"{value['labels']} labels, {len(value['differences'])} counts differ under opt")
+    if value["differences"]:
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ def _closure(modules: tuple[str, ...]) -> str:
         if module not in seen:
             tree = _code(module)
             seen[module] = ast.dump(tree)
-            queue += _imports(tree)
+            queue += _imports(tree) - {"config"}  # sizes and paths: their values are in the keys
     return hashlib.sha256("".join(f"{m}\n{seen[m]}\n" for m in sorted(seen)).encode()).hexdigest()
 
 

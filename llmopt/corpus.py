@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmopt import config, frontend, ir, journal, llvm, sandbox, sources
+from llmopt import config, extract, frontend, ir, journal, llvm, sources
 from llmopt.config import InputError
 
 if TYPE_CHECKING:
@@ -35,80 +33,6 @@ CLAIMS = ("test", "valid", "train")  # who keeps a function that several splits 
 Progress = Callable[[int, int, str], None]  # done, total, what
 
 
-@dataclass(frozen=True)
-class Task:
-    """One source file and how to compile it; travels to a worker. Functions of more than
-    `max_chars` characters are only counted."""
-
-    root: str
-    file: str
-    includes: tuple[str, ...] = ()
-    defines: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    max_chars: int | None = None
-
-
-def read_file(task: Task) -> dict:
-    """One file to its functions, as a JSON value.
-
-    `functions` is a list of [name, normalised IR, instruction count]; `headers` counts functions
-    that belong to headers, `too_long` those over the limit; `rejected` maps what LLVM says to the
-    functions it does not take; `error` is the one reason why the file gave nothing.
-    """
-    path = Path(task.root, task.file)
-    found: dict = {"error": None, "headers": 0, "functions": [], "too_long": 0, "rejected": {}}
-    if path.suffix.lower() in (".ll", ".bc"):
-        text, found["error"] = _canonical(path)
-    else:
-        done = frontend.compile(
-            Path(task.file), None, task.includes, task.defines, task.flags, cwd=Path(task.root)
-        )
-        text, found["error"], found["headers"] = done.ir, done.error, done.headers
-    if found["error"]:
-        return found
-    limit = task.max_chars or len(text) * 2
-    every = ir.split(text)
-    parts = {name: part for name, part in every.items() if len(part) <= limit}
-    found["too_long"] = len(every) - len(parts)
-    for name, run in zip(parts, sandbox.shared().check(list(parts.values())), strict=True):
-        if run.ok:
-            found["functions"].append([name, run.text, run.count])
-        else:
-            reason = re.sub(r"^line \d+: |'[!%@][^']*'", "", run.message)  # to group by
-            found["rejected"].setdefault(reason, []).append(name)
-    return found
-
-
-def _canonical(path: Path) -> tuple[str, str | None]:
-    """A file of IR as LLVM itself prints it, or why not; values numbered, as clang's are."""
-    if path.suffix.lower() == ".ll":
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError:
-            return "", f"{path.name}:1: not text, so not LLVM-IR"
-        run = sandbox.shared().check([text], protocol=None)[0]
-        where = re.sub(r"^line (\d+): ", r"\1: ", run.message)
-        colon = ":" if where != run.message else ": "
-        return (run.text, None) if run.ok else ("", f"{path.name}{colon}{where}")
-    if path.read_bytes()[:4] not in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):
-        return "", f"{path.name}: not LLVM bitcode"
-    # LLVM may crash on damaged bitcode: a process of its own.
-    code = (
-        "import sys; from llmopt import llvm; "
-        "sys.stdout.write(llvm.canonical(open(sys.argv[1], 'rb').read(), None))"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60
-        )
-    except subprocess.TimeoutExpired:
-        return "", f"{path.name}: LLVM gave no answer in 60 s"
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"LLVM ended with {done.returncode}"])[-1]
-        return "", f"{path.name}: {last.partition('Error: ')[2] or last}"
-    return done.stdout, None
-
-
 # --- the corpus of a scale ---------------------------------------------------------------------
 
 
@@ -118,12 +42,14 @@ def build(
     executor: Executor | None = None,
     progress: Progress | None = None,
     manifest: Path = sources.MANIFEST,
+    compiled: Path | None = None,
 ) -> Path:
     """Make `functions.parquet` and `report.json` in `directory`; returns the directory.
 
     Rows are ordered by split and then by id, so a prefix of a split is a uniform sample of it.
     Sources that cannot be had now are named in the report under `missing` and the build goes on
-    with the others; `InputError` where none is left. Without `executor`, every core is used.
+    with the others; `InputError` where none is left. Without `executor`, every core is used. What
+    was compiled is kept in the journal `compiled` (default: in `directory`); corpora may share it.
     """
     tell = progress or (lambda done, total, what: None)
     chosen = [s for s in sources.manifest(manifest) if scale.name in s.scales]
@@ -138,15 +64,15 @@ def build(
     if not roots:
         first = missing[0]["reason"] if missing else f"no source names it in {manifest}"
         raise InputError(f"scale {scale.name}: no source to build the corpus from: {first}")
-    items: dict[str, tuple[sources.Source, Task]] = {}
+    items: dict[str, tuple[sources.Source, extract.Task]] = {}
     for source in chosen:
         root = roots.get(source.name)
         for file in source.list_files(root) if root else ():
             options = (source.includes, source.defines, source.flags, scale.max_chars)
             key = f"{source.name}/{file}:{_digest(source, scale)}"
-            items[key] = (source, Task(str(root), file, *options))
+            items[key] = (source, extract.Task(str(root), file, *options))
     directory.mkdir(parents=True, exist_ok=True)
-    with journal.Journal(directory / "journal.sqlite") as done, ExitStack() as stack:
+    with journal.Journal(compiled or directory / "journal.sqlite") as done, ExitStack() as stack:
         pool = executor or stack.enter_context(journal.workers())
         finished = len(items.keys() & done.keys())
 
@@ -156,7 +82,7 @@ def build(
             tell(finished, len(items), key.rpartition(":")[0])
 
         tasks = {key: task for key, (_, task) in items.items()}
-        journal.run(done, read_file, tasks, pool, report)
+        journal.run(done, extract.read_file, tasks, pool, report)
         found = {key: done.get(key) for key in items}
     rows, projects = _select(scale, items, found)
     _write(directory, scale, rows, projects, missing)
@@ -165,7 +91,7 @@ def build(
 
 def _digest(source: sources.Source, scale: config.Scale) -> str:
     """What, the file aside, decides what comes out of it."""
-    code = config.fingerprint("frontend", "ir", "llvm")
+    code = config.fingerprint("extract")
     parts = (source, scale.max_chars, frontend.available()[1], llvm.version(), code)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
@@ -347,7 +273,7 @@ def read_directory(
         reason = _unfit(root / file)
         if reason:
             return {"error": f"{file}: {reason}"}
-        return read_file(Task(str(root), file, (*includes, *usual), tuple(defines)))
+        return extract.read_file(extract.Task(str(root), file, (*includes, *usual), tuple(defines)))
 
     with journal.workers() as pool:
         for number, (file, value) in enumerate(zip(files, pool.map(read, files), strict=True)):

@@ -44,6 +44,8 @@ from llmopt import tokenizer as tokenizers
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
 
+RESULTS = config.ROOT / "results"
+
 
 def stage(name: str, modules: tuple[str, ...], settings: object) -> Path:
     """The folder of a stage: what it holds depends on nothing but the arguments and our code."""
@@ -99,7 +101,8 @@ def _build_corpus(folder: Path) -> None:
             bar.set_postfix_str(what[-40:], refresh=False)
             bar.refresh()
 
-        corpus.build(config.scale(), folder, executor, progress)
+        compiled = config.home() / "compiled.sqlite"  # for every scale, and after most edits
+        corpus.build(config.scale(), folder, executor, progress, compiled=compiled)
     for missing in json.loads((folder / "report.json").read_text())["missing"]:
         print(f"llmopt: left out: {missing['reason']}", file=sys.stderr)
 
@@ -119,8 +122,15 @@ def wanted() -> pd.DataFrame:
 
 
 def released() -> pd.DataFrame:
-    """The labels in `data/`: those of the reference scale, for whoever rebuilds its functions."""
-    return labelling.read(labelling.RELEASED)
+    """The released labels (`labels.COLUMNS`, two rows a function) with what is known of each
+    function: `project suite split language characters` (of its normalised IR)."""
+    about = pd.read_parquet(labelling.RELEASED.with_name("functions.parquet"))
+    return labelling.read(labelling.RELEASED).merge(about, on="id", validate="many_to_one")
+
+
+def record(name: str) -> object:
+    """A recorded run: `results/NAME.json`."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def labels_folder() -> Path:
@@ -145,7 +155,7 @@ def labels() -> pd.DataFrame:
 def _label(folder: Path) -> None:
     rows, known = wanted(), pd.DataFrame()
     if config.scale().released_labels:
-        known = released()
+        known = labelling.read(labelling.RELEASED)
         known = known[known.id.isin(rows.id) & (known.llvm == llvm.version())]
         rest = rows[~rows.id.isin(known.id)]
         if len(rest):
@@ -214,18 +224,18 @@ def release(folder: Path) -> None:
         "cost": json.loads((folder / "cost.json").read_text()),
         "failures": json.loads((folder / "failures.json").read_text()),
     }
-    data, results = labelling.RELEASED.parent, config.ROOT / "results"
+    data = labelling.RELEASED.parent
     config.write_atomic(data / "labels.parquet", (folder / "labels.parquet").read_bytes())
     config.write_atomic(data / "lists.json", (folder / "known.json").read_bytes())
     for name, value in {"labels": record, "corpus": report(), "poison": minimal}.items():
         text = json.dumps(value, indent=1) + "\n"
-        config.write_atomic(results / f"{name}.json", text.encode())
-    columns = ["id", "project", "suite", "split", "language", "unoptimised"]
-    table = rows.reset_index()[columns]
-    table = table[table.id.isin(labelling.read(folder / "labels.parquet").id)]
-    table["characters"] = rows.ir.str.len().loc[table.id].to_numpy()
+        config.write_atomic(RESULTS / f"{name}.json", text.encode())
+    labelled = labelling.read(folder / "labels.parquet").id
+    table = rows[rows.index.isin(labelled)].sort_index().reset_index()
+    table["characters"] = table.ir.str.len().astype("int32")
     buffer = io.BytesIO()
-    table.drop(columns="unoptimised").to_parquet(buffer, index=False, compression="zstd")
+    columns = ["id", "project", "suite", "split", "language", "characters"]
+    table[columns].to_parquet(buffer, index=False, compression="zstd")
     config.write_atomic(data / "functions.parquet", buffer.getvalue())
 
 

@@ -182,11 +182,35 @@ def size_distribution(sizes: Mapping[str, Sequence[int]]) -> Axes:
     for look, (name, values) in zip(SERIES, sizes.items(), strict=False):
         need(values, "functions")
         label = f"{name}: {len(values):,} functions, median {np.median(values):g}"
-        axis.ecdf(values, color=look["color"], linestyle=look["linestyle"], label=label)
+        # Compressed: one step a size, not one a function.
+        axis.ecdf(
+            values, color=look["color"], linestyle=look["linestyle"], label=label, compress=True
+        )
     axis.set(xscale="log", xlabel="unoptimised IR instructions", ylabel="share of functions")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper left")
+    return axis
+
+
+@styled
+def functions_by_suite(table: pd.DataFrame) -> Axes:
+    """Functions of each suite (rows, `inventory.suites`), stacked by split (columns)."""
+    need(table, "suites")
+    _, axis = plt.subplots(figsize=(WIDTH, 1.0 + 0.215 * len(table)))
+    left = np.zeros(len(table))
+    for look, hatch, split in zip(SERIES, ("", "....", "////"), table, strict=False):
+        axis.barh(
+            range(len(table)), table[split], left=left, height=0.78, label=split,
+            color=look["color"], hatch=hatch, edgecolor="white", linewidth=0,
+        )  # fmt: skip
+        left += table[split].to_numpy()
+    axis.set_yticks(range(len(table)), table.index, fontsize="small")
+    axis.invert_yaxis()
+    axis.set(xlabel="functions kept", ylim=(len(table) - 0.4, -0.6))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.grid(axis="y", visible=False)
+    axis.legend(title="split", loc="lower right")
     return axis
 
 
@@ -197,25 +221,27 @@ def size_distribution(sizes: Mapping[str, Sequence[int]]) -> Axes:
 def gain_against_compilations(curves: pd.DataFrame) -> list[Axes]:
     """Improvement over -Oz against compilations a function, a panel a protocol, a line a method.
 
-    Columns `protocol method compilations percent low high`; the band is the interval.
+    Columns `protocol method compilations percent`, and `low high` where there is an interval to
+    draw as a band.
     """
     need(curves, "curves")
-    axes = _panels(list(curves.protocol.unique()), 3.1)
+    axes = _panels(list(curves.protocol.unique()), 3.3)
     for axis in axes:
         panel = curves[curves.protocol == axis.get_title()]
         for look, (method, rows) in zip(SERIES, panel.groupby("method", sort=False), strict=False):
             axis.plot(rows.compilations, rows.percent, label=method, markersize=4, **line(look))
-            axis.fill_between(
-                rows.compilations, rows.low, rows.high, color=look["color"], alpha=0.1
-            )
+            if "low" in rows:
+                axis.fill_between(
+                    rows.compilations, rows.low, rows.high, color=look["color"], alpha=0.1
+                )
         axis.set(xscale="log", xlabel="compilations a function")
-        ticks = sorted(panel.compilations.unique())
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()
     axes[0].set_ylabel("improvement over -Oz")
-    axes[0].yaxis.set_major_formatter(PercentFormatter())
-    axes[0].set_ylim(bottom=min(0, curves.low.min()))
-    axes[0].legend(loc="upper left")
+    axes[0].yaxis.set_major_formatter(PercentFormatter(decimals=1))
+    axes[0].set_ylim(bottom=min(0, curves.get("low", curves.percent).min()))
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return axes
 
 
@@ -239,10 +265,16 @@ def headroom(table: pd.DataFrame) -> Axes:
     axis.invert_yaxis()
     axis.set(xlabel="improvement over -Oz, with 95% interval")
     axis.set_xlim(left=0)
-    axis.xaxis.set_major_formatter(PercentFormatter())
+    axis.xaxis.set_major_formatter("{x:g}%")
+    axis.xaxis.set_major_locator(MaxNLocator(8))
     axis.grid(axis="y", visible=False)
     axis.legend(loc="best")
     return axis
+
+
+def _sparse(length: int, most: int = 400) -> np.ndarray:
+    """Positions from 1 to `length`, few enough to draw on a logarithmic axis."""
+    return np.unique(np.geomspace(1, length, most).round().astype(int))
 
 
 @styled
@@ -256,24 +288,26 @@ def concentration(gains: Mapping[str, Sequence[int]]) -> Axes:
         share = np.cumsum(saved) / saved.sum()
         half = int(np.searchsorted(share, 0.5)) + 1
         look = LOOKS[protocol]
-        label = f"{protocol}: {half} of {len(values):,} functions hold half"
+        label = f"{protocol}: {half:,} of {len(values):,} functions hold half"
+        at = _sparse(len(saved))
         axis.step(
-            range(1, len(saved) + 1), share, where="mid", label=label,
+            at, share[at - 1], where="mid", label=label,
             color=look["color"], linestyle=look["linestyle"],
         )  # fmt: skip
         axis.plot(half, share[half - 1], look["marker"], color=look["color"], markersize=7)
     axis.axhline(0.5, color=GREY, linewidth=0.8)
     axis.set(xscale="log", xlabel="functions, most improved first", ylim=(0, 1.03))
     axis.set_ylabel("share of saved instructions")
-    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper left")
     return axis
 
 
 @styled
 def list_frequency(frequencies: pd.DataFrame, most: int = 14) -> Axes:
-    """How many lists hold each pass: rows are passes, columns protocols; the `most` frequent."""
+    """Share of lists (0 to 1) that hold each pass: rows passes, columns protocols; the `most`
+    frequent."""
     need(frequencies, "passes")
     rows = frequencies.loc[
         frequencies.sum(axis=1).sort_values(ascending=False, kind="stable").index
@@ -289,9 +323,64 @@ def list_frequency(frequencies: pd.DataFrame, most: int = 14) -> Axes:
     names = [n if len(n) <= 34 else f"{n[:18]}…{n[-14:]}" for n in rows.index]
     axis.set_yticks(range(len(rows)), names, fontsize="small")
     axis.invert_yaxis()
-    axis.set(xlabel="labels other than -Oz that hold the pass")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="share of the labels other than -Oz that hold the pass")
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(axis="y", visible=False)
+    axis.legend(loc="lower right")
+    return axis
+
+
+@styled
+def headroom_by_size(table: pd.DataFrame) -> Axes:
+    """What the autotuner gains over -Oz by the function's size, with 95% intervals.
+
+    Columns `group protocol percent low high`; groups in the order of size.
+    """
+    need(table, "groups")
+    groups = list(dict.fromkeys(table.group))
+    _, axis = plt.subplots(figsize=(WIDTH, 3.0))
+    for offset, protocol in zip((-0.07, 0.07), PROTOCOLS, strict=True):
+        rows, look = table[table.protocol == protocol], LOOKS[protocol]
+        axis.errorbar(
+            [groups.index(g) + offset for g in rows.group], rows.percent,
+            yerr=np.maximum(0, [rows.percent - rows.low, rows.high - rows.percent]),
+            capsize=3, label=protocol, **line(look),
+        )  # fmt: skip
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set(xlabel="unoptimised instructions", ylabel="improvement over -Oz")
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter("{x:g}%")
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="upper left")
+    return axis
+
+
+@styled
+def lists_needed(served: pd.DataFrame, marks: Sequence[float] = (0.9, 0.99)) -> Axes:
+    """Share of the gain that the first so many distinct lists serve, a line a protocol; where it
+    passes each of `marks` there is a number. Columns `protocol lists share`."""
+    need(served, "lists")
+    _, axis = plt.subplots(figsize=(WIDTH, 3.0))
+    places = {"stripped": ((6, -12), "left"), "minsize": ((-5, 5), "right")}
+    for protocol, rows in served.groupby("protocol", sort=False):
+        look, share = LOOKS[protocol], rows.share.to_numpy()
+        shift, side = places[protocol]
+        at = _sparse(len(rows))
+        axis.step(
+            at, share[at - 1], where="post", label=f"{protocol}: {len(rows):,} lists",
+            color=look["color"], linestyle=look["linestyle"],
+        )  # fmt: skip
+        for mark in marks:
+            needed = int((share < mark - 1e-9).sum()) + 1
+            axis.plot(needed, share[needed - 1], look["marker"], color=look["color"], markersize=6)
+            axis.annotate(
+                f"{needed:,}", (needed, share[needed - 1]), xytext=shift, ha=side,
+                textcoords="offset points", fontsize="small",
+            )  # fmt: skip
+    axis.set(xscale="log", xlabel="distinct lists, the one that saves most first", ylim=(0, 1.1))
+    axis.set_ylabel("share of saved instructions")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(loc="lower right")
     return axis
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ from llmopt.llvm import Module, Run
 
 SECONDS = 10.0  # a candidate of one function takes about a millisecond
 MEMORY_MB = 4096
+KILLED = (signal.SIGKILL, signal.SIGTERM)  # by somebody else: the worker's own limits end otherwise
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Sandbox:
         self.seconds, self.memory_mb = seconds, memory_mb
         self.deaths = 0
         self._worker: subprocess.Popen | None = None
+        # The walks that made the transposition table, and the worker that has it: when somebody
+        # kills that, the next makes the same table again.
+        self._table: list = []
+        self._table_of: subprocess.Popen | None = None
         self._stderr = tempfile.TemporaryFile()
 
     def run(
@@ -82,17 +89,29 @@ class Sandbox:
 
     def _ask(self, request: dict, items: list) -> list:
         results: list = []
+        killed: Counter[int] = Counter()  # how often somebody else ended the worker, by item
+        exploring = request["do"] == "explore"
+        if exploring and request["fresh"]:
+            self._table = []
         while len(results) < len(items):
             worker = self._start()
+            again: list = []
+            if exploring and worker is not self._table_of:
+                again, self._table_of = self._table, worker  # the walks that made the table
             try:
-                line = json.dumps({**request, "items": items[len(results) :]})
+                line = json.dumps({**request, "items": again + items[len(results) :]})
                 worker.stdin.write(line.encode() + b"\n")
                 worker.stdin.flush()
+                for _ in again:
+                    worker.stdout.readline()
                 while len(results) < len(items):
                     line = worker.stdout.readline()
                     if not line.endswith(b"\n"):
                         break
-                    results.append(_decode(request["do"], items[len(results)], json.loads(line)))
+                    item = items[len(results)]
+                    results.append(_decode(request["do"], item, json.loads(line)))
+                    if exploring:
+                        self._table.append(item)
             except BrokenPipeError:
                 pass
             except BaseException:
@@ -101,6 +120,10 @@ class Sandbox:
             if len(results) < len(items):
                 item = items[len(results)]
                 failed = self._bury(() if request["do"] == "check" else item)
+                if failed.signal in KILLED and killed[len(results)] < RETRIES:
+                    killed[len(results)] += 1  # not the item's doing
+                    continue
+                self._table = []
                 results.append(_dead(request["do"], failed))
         return results
 
@@ -197,7 +220,7 @@ def _decode(kind: str, item: object, answer: object) -> object:
         counts, new, failed = answer
         length = len(counts) + 1
         return Exploration(
-            counts, new, Run(item[:length], *failed[:1], message=failed[1]) if failed else None
+            counts, new, Run(item[:length], failed[0], message=failed[1]) if failed else None
         )
     if kind == "walk":
         return [Run(tuple(item[: step["length"]]), **_fields(step)) for step in answer]

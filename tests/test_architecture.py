@@ -15,9 +15,9 @@ RANKS = (
     {"config", "passes", "ir", "metrics", "journal"},
     {"llvm", "frontend", "sources", "tables", "tokenizer"},
     {"sandbox", "prompt", "model"},
-    {"corpus", "autotune", "dataset"},
-    {"train", "generate", "baselines", "labels"},
-    {"pipeline", "evaluate", "plots", "display"},
+    {"extract", "autotune", "dataset"},
+    {"corpus", "train", "generate", "baselines", "labels"},
+    {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import pytest
 
-from llmopt import config, corpus, ir, journal, llvm, sources
+from llmopt import config, corpus, extract, ir, journal, llvm, sources
 from llmopt.config import InputError
 
 SUM = "int {name}(const int *v, int n) {{ int s = 0; while (n--) s += v[n] * {k}; return s; }}\n"
@@ -329,7 +329,7 @@ def test_a_real_archive_gives_functions(tmp_path, threads):
         sources.obtain(wanted)
     except sources.MissingSourceError as error:
         pytest.skip(f"the package index cannot be reached: {error}")
-    value = corpus.read_file(corpus.Task(str(sources.obtain(wanted)), "sds.c"))
+    value = extract.read_file(extract.Task(str(sources.obtain(wanted)), "sds.c"))
     assert value["error"] is None and len(value["functions"]) > 30 and not value["rejected"]
 
 

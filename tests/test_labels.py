@@ -1,11 +1,15 @@
+import contextlib
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pandas as pd
+import psutil
 import pytest
 
 from llmopt import baselines, ir, journal, labels, llvm, passes, sandbox
@@ -48,6 +52,99 @@ def test_labels_are_the_same_bytes_for_any_number_of_workers(functions, labelled
     files = [(tmp_path / str(count) / "labels.parquet").read_bytes() for count in (1, 4)]
     labels.write(labelled, tmp_path / "two.parquet")
     assert files[0] == files[1] == (tmp_path / "two.parquet").read_bytes()
+
+
+def test_labels_are_the_same_bytes_on_a_dask_cluster(functions, labelled, tmp_path):
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        journal.workers(scheduler=cluster.scheduler_address) as pool,
+    ):
+        labels.label(functions, tmp_path / "dask", BUDGET, pool)
+    labels.write(labelled, tmp_path / "threads.parquet")
+    made = (tmp_path / "dask" / "labels.parquet").read_bytes()
+    assert made == (tmp_path / "threads.parquet").read_bytes()
+
+
+def test_workers_that_are_killed_take_nothing_with_them(functions, labelled, tmp_path):
+    done, killed = threading.Event(), []
+
+    def kill_now_and_then():
+        while not done.wait(0.5):
+            with contextlib.suppress(psutil.Error):  # it may have just ended by itself
+                for child in psutil.Process().children():
+                    if "llmopt.sandbox" in " ".join(child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+                        break
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        with journal.workers(2) as pool:
+            labels.label(functions, tmp_path / "killed", BUDGET, pool)
+    finally:
+        done.set()
+        killer.join()
+    labels.write(labelled, tmp_path / "whole.parquet")
+    made = (tmp_path / "killed" / "labels.parquet").read_bytes()
+    assert len(killed) > 3 and made == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_a_run_says_what_it_cost_and_where_it_started(functions, tmp_path):
+    found = labels.label(functions, tmp_path, BUDGET)
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    for protocol, steps in cost.items():
+        assert steps["pilot"]["tasks"] == BUDGET.pilot
+        assert steps["pilot"]["tasks"] + steps["search"]["tasks"] == len(functions)
+        rows = found[found.protocol == protocol]
+        spent = sum(steps[name]["compilations"] for name in steps if name != "confirm")
+        assert rows.compilations.sum() == spent
+    known = labels.known(tmp_path / "known.json")
+    assert 0 < known["stripped"].start <= BUDGET.lists
+    again = labels.label(functions, tmp_path / "again", BUDGET, known=known)
+    assert set(again.id) == set(found.id)
+    assert "pilot" not in json.loads((tmp_path / "again" / "cost.json").read_text())["stripped"]
+
+
+def test_lists_that_cannot_be_read_are_refused_by_name(tmp_path):
+    path = tmp_path / "lists.json"
+    with pytest.raises(InputError, match="lists.json: no usable lists"):
+        labels.known(path)
+    path.write_text('{"stripped": {"start": 1, "lists": ["no-such-pass"]}}')
+    with pytest.raises(InputError, match="no-such-pass"):
+        labels.known(path)
+
+
+def test_a_coreset_is_greedy_by_what_each_list_adds():
+    lists = ["a", "b", "c", "d"]
+    counts = [[5, 6, None, 10], [10, 10, 7, 10], [9, 8, 10, 10]]
+    assert labels.coreset(lists, counts, [10, 10, 10]) == ["b", "c", "a"]
+    assert labels.coreset(["a"], [[12]], [10]) == []
+
+
+def test_winners_are_ordered_by_functions_then_by_instructions():
+    rows = {
+        "1": {"oz": 10, "best": 9, "passes": "gvn"},
+        "2": {"oz": 10, "best": 5, "passes": "dce"},
+        "3": {"oz": 10, "best": 9, "passes": "gvn"},
+        "4": {"oz": 10, "best": 8, "passes": "adce"},
+        "5": {"oz": 10, "best": 10, "passes": "-Oz"},
+    }
+    assert labels.winners(rows, 10) == ["gvn", "dce", "adce"]
+    assert labels.winners(rows, 1) == ["gvn"]
+
+
+def test_poison_is_cut_down_to_what_llvm_fails_on(sample):
+    row = {"id": "f", "protocol": "stripped", "status": "crash", "signal": 11, "message": ""}
+    lists = ["dce,-Oz,unify-loop-exits,gvn", "-Oz,adce,unify-loop-exits"]
+    poison = [row | {"passes": text} for text in lists]
+    found = labels.minimise_poison(poison, {"f": sample["parse_integer"]})
+    assert [(row["passes"], row["status"], row["times"]) for row in found] == [
+        ("-Oz,unify-loop-exits", "crash", 2)
+    ]
+    assert found[0]["message"] and found[0]["id"] == "f"
 
 
 def test_canonical_prefers_oz_then_the_popular_then_the_short():

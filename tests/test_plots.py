@@ -20,6 +20,9 @@ FIGURES = {
     "counts_of_orders": ([4, 4, 5], {"-Oz": 6}),
     "counts_by_pass": ({"stripped": STEPS, "minsize": STEPS}, {"stripped": 3, "minsize": 2}),
     "size_distribution": ({"train": [3, 5, 90], "test": [4]},),
+    "functions_by_suite": (
+        pd.DataFrame({"train": [9, 4], "valid": [0, 1], "test": [2, 0]}, index=["games", "audio"]),
+    ),
     "gain_against_compilations": (
         pd.DataFrame(
             [(p, m, n, n / 10, 0.0, n / 5) for p in plots.LOOKS for m in "ab" for n in (10, 20)],
@@ -34,7 +37,19 @@ FIGURES = {
     ),
     "concentration": ({"stripped": [9, 0, 1, 1], "minsize": [1, 0, 0, 0]},),
     "list_frequency": (
-        pd.DataFrame({"stripped": [3, 1], "minsize": [0, 2]}, index=["gvn", "adce"]),
+        pd.DataFrame({"stripped": [0.3, 0.1], "minsize": [0, 0.2]}, index=["gvn", "adce"]),
+    ),
+    "headroom_by_size": (
+        pd.DataFrame(
+            [(g, p, 2.0, 1.0, 4.0) for g in ("1–10", "over 10") for p in plots.LOOKS],
+            columns=["group", "protocol", "percent", "low", "high"],
+        ),
+    ),
+    "lists_needed": (
+        pd.DataFrame(
+            [(p, n + 1, share) for p in plots.LOOKS for n, share in enumerate((0.5, 0.95, 1.0))],
+            columns=["protocol", "lists", "share"],
+        ),
     ),
 }
 
@@ -76,6 +91,20 @@ def test_figures_show_the_numbers():
 def test_concentration_tells_how_many_hold_half():
     axis = plots.concentration(*FIGURES["concentration"])
     assert "1 of 4 functions hold half" in axis.get_legend().get_texts()[0].get_text()
+
+
+def test_curves_without_intervals_have_no_band():
+    curves = FIGURES["gain_against_compilations"][0]
+    bands = [
+        sum(len(axis.collections) for axis in plots.gain_against_compilations(table))
+        for table in (curves, curves.drop(columns=["low", "high"]))
+    ]
+    assert bands == [4, 0]
+
+
+def test_lists_needed_says_how_many():
+    axis = plots.lists_needed(*FIGURES["lists_needed"])
+    assert [text.get_text() for text in axis.texts] == ["2", "3", "2", "3"]
 
 
 def test_headroom_draws_intervals():

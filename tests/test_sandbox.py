@@ -2,6 +2,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -68,6 +69,34 @@ def test_an_exploration_that_crashes_is_one_walk_s(box, sample):
     assert [walk.failure and walk.failure.status for walk in walks] == [None, "crash", None]
     assert walks[1].failure.passes == CRASHING and not walks[1].counts
     assert box.explore("garbage", "stripped", [("-Oz",)])[0].failure.status == "parse"
+
+
+def test_a_killed_worker_takes_nothing_with_it(box, sample):
+    rng = random.Random(5)
+    lists = [autotune.random_list(rng) for _ in range(60)]
+    expected = box.explore(sample["sieve"], "stripped", lists)
+    found = box.explore(sample["sieve"], "stripped", lists[:20])
+    box._worker.kill()  # between two requests
+    box._worker.wait()
+    found += box.explore(sample["sieve"], "stripped", lists[20:40], fresh=False)
+    killer = threading.Timer(0.01, box._worker.kill)  # during one
+    killer.start()
+    found += box.explore(sample["sieve"], "stripped", lists[40:], fresh=False)
+    killer.join()
+    assert found == expected
+
+
+def test_a_list_at_which_workers_are_killed_again_and_again_is_given_up(box, sample, monkeypatch):
+    start = Sandbox._start
+
+    def doomed(self):
+        worker = start(self)
+        worker.kill()
+        return worker
+
+    monkeypatch.setattr(Sandbox, "_start", doomed)
+    run = box.run(sample["gcd"], "stripped", [("-Oz",)])[0]
+    assert run.status == "memory" and run.signal == signal.SIGKILL
 
 
 def test_a_crash_costs_one_candidate(box, sample):
