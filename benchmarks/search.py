@@ -14,41 +14,20 @@ from functools import partial
 
 from tqdm import tqdm
 
-from llmopt import autotune, config, journal, labels, llvm, passes, pipeline, sandbox
+from llmopt import autotune, config, headroom, journal, labels, llvm, passes, pipeline, sandbox
 from llmopt.config import PROTOCOLS
 
-MARKS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000)
-ROUND = 100
 
-
-def uniform(item: tuple[str, str, str], most: int) -> dict:
-    """The paper's search: the best of so many uniform lists; only whole lists count."""
+def uniform(item: tuple[str, str, str], marks: list[int]) -> dict:
     key, text, protocol = item
-    box, rng = sandbox.shared(), random.Random(f"{key}:{protocol}")
-    best = oz = box.run(text, protocol, [passes.OZ])[0].count
-    curve, spent = {}, 1
-    while spent < most:
-        lists = [autotune.random_list(rng) for _ in range(min(ROUND, most - spent))]
-        for walk in box.explore(text, protocol, lists, fresh=spent == 1):
-            spent += 1
-            if not walk.failure:
-                best = min(best, walk.counts[-1])
-            curve[spent] = best
-    return {"oz": oz, "curve": [curve[mark] for mark in MARKS if mark <= most]}
+    oz, curve = headroom.uniform_curve(text, protocol, marks, key)
+    return {"oz": oz, "curve": curve}
 
 
-def ours(item: tuple[str, str, str], most: int, known: dict[str, labels.Known]) -> dict:
+def ours(item: tuple[str, str, str], marks: list[int], known: dict[str, labels.Known]) -> dict:
     key, text, protocol = item
-    reached: dict[int, int] = {}
-    start = known[protocol]
-    found = autotune.search(
-        text, protocol, most, key, start.lists, start.start, on_walk=reached.__setitem__
-    )
-    curve, best = [], found.oz
-    for mark in (mark for mark in MARKS if mark <= most):
-        best = min([best, *(count for spent, count in reached.items() if spent <= mark)])
-        curve.append(best)
-    return {"oz": found.oz, "curve": curve}
+    oz, curve = headroom.our_curve(text, protocol, known[protocol], marks, key)
+    return {"oz": oz, "curve": curve}
 
 
 def bare(texts: list[str], lists: list[tuple[str, ...]]) -> float:
@@ -105,7 +84,7 @@ def measure(functions: int, most: int) -> dict:
     """The result as a JSON value; `most` compilations a function and method."""
     rows = pipeline.functions()
     rows = rows[rows.split == "valid"].head(functions)
-    marks = [mark for mark in MARKS if mark <= most]
+    marks = [mark for mark in headroom.MARKS if mark <= most]
     known = labels.known()
     value = {
         "scale": config.scale().name,
@@ -122,8 +101,8 @@ def measure(functions: int, most: int) -> dict:
             items = {row.id: (row.id, row.ir, protocol) for row in rows.itertuples()}
             found = value["protocols"][protocol] = {}
             for name, task in (
-                ("random", partial(uniform, most=most)),
-                ("ours", partial(ours, most=most, known=known)),
+                ("random", partial(uniform, marks=marks)),
+                ("ours", partial(ours, marks=marks, known=known)),
             ):
                 with journal.Journal(folder / f"search-{name}-{protocol}-{key}.sqlite") as done:
                     journal.run(done, task, items, pool, lambda key, row: bar.update())

@@ -157,6 +157,7 @@ def _label(folder: Path) -> None:
     if config.scale().released_labels:
         known = labelling.read(labelling.RELEASED)
         known = known[known.id.isin(rows.id) & (known.llvm == llvm.version())]
+        known = known[known.groupby("id").protocol.transform("nunique") == len(PROTOCOLS)]
         rest = rows[~rows.id.isin(known.id)]
         if len(rest):
             projects = ", ".join(sorted(set(rest.project))[:5])

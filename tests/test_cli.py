@@ -273,6 +273,28 @@ def test_an_interrupt_ends_cleanly(model, command, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_git_repository_becomes_a_suite_to_search(tmp_path):
+    upstream, out = tmp_path / "upstream", tmp_path / "suite"
+    upstream.mkdir()
+    shutil.copy(SAMPLE, upstream)
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
+        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", upstream, *identity, *arguments], check=True)
+    head = ["git", "-C", upstream, "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    home = {"LLMOPT_HOME": str(tmp_path / "home")}
+    url = f"file://{upstream}"
+    read = llmopt("corpus", "read", url, "--commit", commit, "-o", out, "--json", **home)
+    assert read.returncode == 0, read.stderr
+    assert len(json.loads(read.stdout)["functions"]) >= 10
+    tuned = llmopt(
+        "autotune", out, "--compilations", "6", "-o", tmp_path / "labels", "--json", **home
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    assert json.loads(tuned.stdout)["protocols"]["minsize"]["functions"] >= 10
+    refused(llmopt("corpus", "read", url, "--commit", "main"), "--commit main", "full hash")
+
+
 def test_bench_compile_json_has_the_documented_keys(network_corpus):
     done = llmopt("bench", "compile", "--functions", "8", "--json")
     value = json.loads(done.stdout)

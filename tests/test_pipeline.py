@@ -4,7 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from llmopt import config, corpus, pipeline
+from llmopt import config, corpus, ir, labels, llvm, pipeline
 from llmopt.config import InputError
 
 
@@ -15,7 +15,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMOPT_SCALE", "smoke")
     built = []
 
-    def build(scale, folder, executor, progress):
+    def build(scale, folder, executor, progress, compiled):
         missing = [] if built else [{"project": "away", "reason": "no network"}]
         built.append(folder)
         rows = [
@@ -72,6 +72,31 @@ def test_labels_of_a_partial_corpus_are_not_taken_for_those_of_the_whole(small):
     path = pipeline.corpus_folder() / "functions.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
     assert pipeline.labels_folder() != before
+
+
+def test_released_labels_are_taken_and_the_rest_is_searched(sample, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLMOPT_HOME", str(tmp_path / "home"))
+    texts = [sample[name] for name in ("crc32", "sieve", "gcd", "clamp")]
+    rows = pd.DataFrame([{"id": ir.function_id(t), "ir": t, "project": "own"} for t in texts])
+    rows = rows.assign(split="train")
+    labels.label(rows.head(3), tmp_path, labels.Budget(2, 10, 10, 2))
+    released = labels.read(tmp_path / "labels.parquet")
+    released.loc[0, "llvm"] = "1.0"  # one of another LLVM, which does not count
+    labels.write(released, tmp_path / "labels.parquet")
+    monkeypatch.setattr(labels, "RELEASED", tmp_path / "labels.parquet")
+    monkeypatch.setattr(labels, "KNOWN", tmp_path / "known.json")
+    monkeypatch.setattr(pipeline, "functions", lambda: rows)
+    scale = replace(config.scale("smoke"), released_labels=True)
+    monkeypatch.setattr(config, "scale", lambda: scale)
+    found = pipeline.labels()
+    assert len(found) == 8 and set(found.llvm) == {llvm.version()}
+    kept = released[(released.llvm == llvm.version()) & (released.id != released.id[0])]
+    both = found.merge(kept, on=["id", "protocol"], suffixes=("", "_released"))
+    assert len(both) == len(kept) == 4
+    for name in ("best", "passes", "compilations"):
+        assert (both[name] == both[f"{name}_released"]).all()
+    said = capsys.readouterr().err
+    assert "2 of 4 functions are not in the released labels (of own)" in said
 
 
 def test_wanted_takes_all_of_train_and_the_first_of_the_others(small):

@@ -1,0 +1,48 @@
+"""The benchmarks measure what they say, and a false label does not pass."""
+
+import json
+
+import pytest
+from test_cli import lines, llmopt
+
+from llmopt import cli, labels
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    done = llmopt("corpus", "build")
+    if done.returncode:
+        pytest.skip(f"needs the package index once: {lines(done)[-1]}")
+
+
+def test_released_labels_hold_under_opt(corpus):
+    done = llmopt("bench", "labels", "--functions", "12", "--json")
+    value = json.loads(done.stdout)
+    assert done.returncode == 0 and value["differences"] == []
+    assert value["functions"] == 12 and value["labels"] == 24
+
+
+def test_a_false_label_is_found(corpus, tmp_path, monkeypatch):
+    released = labels.read(labels.RELEASED)
+    released["best"] -= released.passes == "-Oz"
+    labels.write(released, tmp_path / "labels.parquet")
+    monkeypatch.setattr(labels, "RELEASED", tmp_path / "labels.parquet")
+    value = cli.benchmark("labels")(4)
+    assert value["differences"]
+    for row in value["differences"]:
+        assert row["count"] == "best" and row["opt"] == row["recorded"] + 1
+
+
+def test_bench_search_compares_curves_and_speeds(corpus):
+    done = llmopt("bench", "search", "--functions", "4", "--compilations", "60", "--json")
+    value = json.loads(done.stdout)
+    assert value["functions"] == 4
+    for row in value["protocols"].values():
+        for name in ("random", "ours"):
+            assert len(row[name]) == len(value["compilations"])
+            assert row[name] == sorted(row[name]) and row[name][0] >= 0
+    speed = value["throughput"]
+    assert speed["walks_with_table_share"] == pytest.approx(
+        speed["per_second"]["walks_with_table"] / speed["per_second"]["bare_loop"]
+    )
+    assert min(speed["per_second"].values()) > 0
