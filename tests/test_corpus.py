@@ -345,7 +345,11 @@ def test_the_manifest_is_sound():
     assert len(at["classroom"]) >= 8 and set(at["classroom"]) <= set(at["reference"])
     for scale, chosen in at.items():
         assert {s.split for s in chosen} == set(sources.SPLITS), scale
-    assert all(re.fullmatch("[0-9a-f]{64}", s.sha256) for s in listed)
+    assert all(re.fullmatch("[0-9a-f]{64}", s.sha256) or s.seeds for s in listed)
+    archives = [s for s in at["reference"] if s.sha256]
+    assert len(archives) >= 60
+    assert sum(s.split == "test" for s in archives) >= 8
+    assert {s.split for s in at["reference"] if s.seeds} == {"train", "test"}
     assert sum("cpp" in str(s.files) or "*.cc" in str(s.files) for s in at["classroom"]) >= 2
 
 
