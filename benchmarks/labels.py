@@ -11,48 +11,33 @@ import time
 
 from tqdm import tqdm
 
-from llmopt import config, journal, llvm, passes, pipeline
+from llmopt import config, headroom, journal, llvm, pipeline
 from llmopt import labels as labelling
 
 SEED = 0
-
-
-def differences(row: tuple) -> list[dict]:
-    """What `opt` counts otherwise, for a label as (id, protocol, ir, passes, recorded counts)."""
-    key, protocol, text, listed, recorded = row
-    lists = {"unoptimised": (), "oz": passes.OZ, "best": passes.parse(listed)}
-    found = []
-    for name, names in lists.items():
-        run = llvm.opt(text, protocol, names)
-        if run.count != recorded[name]:
-            what = {"recorded": recorded[name], "opt": run.count, "status": run.status}
-            found.append({"id": key, "protocol": protocol, "count": name, "passes": listed} | what)
-    return found
+CHUNK = 20  # labels a task
 
 
 def measure(functions: int) -> dict:
     """The check as a JSON value. `functions` are sampled from those that the scale's corpus has."""
     started = time.time()
     labels = labelling.read(labelling.RELEASED)
-    corpus = pipeline.functions().set_index("id").ir
-    ids = sorted(set(labels.id) & set(corpus.index))
-    sample = set(random.Random(SEED).sample(ids, min(functions, len(ids))))
-    rows = [
-        (row.id, row.protocol, corpus[row.id], row.passes, row._asdict())
-        for row in labels[labels.id.isin(sample)].itertuples()
-    ]
+    corpus = pipeline.functions()[["id", "ir"]]
+    ids = sorted(set(labels.id) & set(corpus.id))
+    sample = random.Random(SEED).sample(ids, min(functions, len(ids)))
+    rows = labels[labels.id.isin(sample)].merge(corpus, on="id")
+    chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
     wrong: list[dict] = []
     with journal.workers() as pool, tqdm(total=len(rows), desc="check", disable=None) as bar:
-        for found in pool.map(differences, rows):
-            wrong += found
-            bar.update()
+        for found in pool.map(headroom.recount, chunks):
+            wrong += found[~found.same].drop(columns=["ir", "same"]).to_dict("records")
+            bar.update(len(found))
     return {
         "command": f"llmopt bench labels --functions {functions} --scale {config.scale().name}",
         "functions": len(sample),
         "labels": len(rows),
-        "not_oz": sum(row[3] != "-Oz" for row in rows),
+        "not_oz": int((rows.passes != "-Oz").sum()),
         "differences": wrong,
-        "opt": str(llvm.find_opt().name),
         "llvm": llvm.version(),
         "seconds": round(time.time() - started, 1),
     }

@@ -572,7 +572,7 @@ def bench_labels(
     if as_json:
         emit(value)
     else:
-        print(f"{value['labels']} labels, {len(value['differences'])} counts differ under opt")
+        print(f"{value['labels']} labels run again through opt, {len(value['differences'])} differ")
     if value["differences"]:
         raise typer.Exit(1)
 

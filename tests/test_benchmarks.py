@@ -30,7 +30,7 @@ def test_a_false_label_is_found(corpus, tmp_path, monkeypatch):
     value = cli.benchmark("labels")(4)
     assert value["differences"]
     for row in value["differences"]:
-        assert row["count"] == "best" and row["opt"] == row["recorded"] + 1
+        assert row["passes"] == "-Oz" and row["opt_best"] == row["best"] + 1
 
 
 def test_bench_search_compares_curves_and_speeds(corpus):
