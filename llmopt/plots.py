@@ -330,16 +330,12 @@ def list_frequency(frequencies: pd.DataFrame, most: int = 14) -> Axes:
     return axis
 
 
-@styled
-def headroom_by_size(table: pd.DataFrame) -> Axes:
-    """What the autotuner gains over -Oz by the function's size, with 95% intervals.
-
-    Columns `group protocol percent low high`; groups in the order of size.
-    """
+def _by_size(table: pd.DataFrame) -> Axes:
+    """A mark and its interval a size and protocol; `table` as in `headroom_by_size`."""
     need(table, "groups")
     groups = list(dict.fromkeys(table.group))
     _, axis = plt.subplots(figsize=(WIDTH, 3.0))
-    for offset, protocol in zip((-0.07, 0.07), PROTOCOLS, strict=True):
+    for offset, protocol in zip((-0.07, 0.07), dict.fromkeys(table.protocol), strict=False):
         rows, look = table[table.protocol == protocol], LOOKS[protocol]
         axis.errorbar(
             [groups.index(g) + offset for g in rows.group], rows.percent,
@@ -347,10 +343,21 @@ def headroom_by_size(table: pd.DataFrame) -> Axes:
             capsize=3, label=protocol, **line(look),
         )  # fmt: skip
     axis.set_xticks(range(len(groups)), groups)
-    axis.set(xlabel="unoptimised instructions", ylabel="improvement over -Oz")
+    axis.set(xlabel="unoptimised instructions")
+    axis.grid(axis="x", visible=False)
+    return axis
+
+
+@styled
+def headroom_by_size(table: pd.DataFrame) -> Axes:
+    """What the autotuner gains over -Oz by the function's size, with 95% intervals.
+
+    Columns `group protocol percent low high`; groups in the order of size.
+    """
+    axis = _by_size(table)
+    axis.set(ylabel="improvement over -Oz")
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter("{x:g}%")
-    axis.grid(axis="x", visible=False)
     axis.legend(loc="upper left")
     return axis
 
@@ -555,20 +562,9 @@ def rate_by_size(table: pd.DataFrame) -> Axes:
 
     Columns `group protocol percent low high`; groups in the order of size.
     """
-    need(table, "groups")
-    groups = list(dict.fromkeys(table.group))
-    _, axis = plt.subplots(figsize=(WIDTH, 3.0))
-    for offset, protocol in zip((-0.07, 0.07), dict.fromkeys(table.protocol), strict=False):
-        rows, look = table[table.protocol == protocol], LOOKS[protocol]
-        axis.errorbar(
-            [groups.index(g) + offset for g in rows.group], rows.percent,
-            yerr=np.maximum(0, [rows.percent - rows.low, rows.high - rows.percent]),
-            capsize=3, label=protocol, **line(look),
-        )  # fmt: skip
-    axis.set_xticks(range(len(groups)), groups)
-    axis.set(xlabel="unoptimised instructions", ylabel="answers that compile", ylim=(-3, 103))
+    axis = _by_size(table)
+    axis.set(ylabel="answers that compile", ylim=(-3, 103))
     axis.yaxis.set_major_formatter(PercentFormatter())
-    axis.grid(axis="x", visible=False)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return axis
 
