@@ -6,6 +6,7 @@ the labelled functions, under both protocols, the counts of the function as it i
 after the label's list must be those recorded.
 """
 
+import json
 import random
 import time
 
@@ -30,7 +31,8 @@ def measure(functions: int) -> dict:
     wrong: list[dict] = []
     with journal.workers() as pool, tqdm(total=len(rows), desc="check", disable=None) as bar:
         for found in pool.map(headroom.recount, chunks):
-            wrong += found[~found.same].drop(columns=["ir", "same"]).to_dict("records")
+            differ = found[~found.same].drop(columns=["ir", "same"])
+            wrong += json.loads(differ.to_json(orient="records"))  # opt may give no count at all
             bar.update(len(found))
     return {
         "command": f"llmopt bench labels --functions {functions} --scale {config.scale().name}",
