@@ -1,15 +1,13 @@
-import contextlib
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pandas as pd
-import psutil
 import pytest
 
 from llmopt import baselines, ir, journal, labels, llvm, passes, sandbox
@@ -67,29 +65,22 @@ def test_labels_are_the_same_bytes_on_a_dask_cluster(functions, labelled, tmp_pa
     assert made == (tmp_path / "threads.parquet").read_bytes()
 
 
-def test_workers_that_are_killed_take_nothing_with_them(functions, labelled, tmp_path):
-    done, killed = threading.Event(), []
+def test_workers_that_are_killed_take_nothing_with_them(functions, labelled, tmp_path, monkeypatch):
+    start, calls, killed = sandbox.Sandbox._start, itertools.count(1), []
 
-    def kill_now_and_then():
-        while not done.wait(0.5):
-            with contextlib.suppress(psutil.Error):  # it may have just ended by itself
-                for child in psutil.Process().children():
-                    if "llmopt.sandbox" in " ".join(child.cmdline()):
-                        child.kill()
-                        killed.append(child.pid)
-                        break
+    def unlucky(self):
+        worker = start(self)
+        if next(calls) % 7 == 0:
+            worker.kill()
+            killed.append(worker.pid)
+        return worker
 
-    killer = threading.Thread(target=kill_now_and_then)
-    killer.start()
-    try:
-        with journal.workers(2) as pool:
-            labels.label(functions, tmp_path / "killed", BUDGET, pool)
-    finally:
-        done.set()
-        killer.join()
+    monkeypatch.setattr(sandbox.Sandbox, "_start", unlucky)
+    with journal.workers(2) as pool:
+        labels.label(functions, tmp_path / "killed", BUDGET, pool)
     labels.write(labelled, tmp_path / "whole.parquet")
     made = (tmp_path / "killed" / "labels.parquet").read_bytes()
-    assert len(killed) > 3 and made == (tmp_path / "whole.parquet").read_bytes()
+    assert len(killed) > 10 and made == (tmp_path / "whole.parquet").read_bytes()
 
 
 def test_a_run_says_what_it_cost_and_where_it_started(functions, tmp_path):
