@@ -597,6 +597,8 @@ def main() -> None:
         code = 2
     if code == 130:  # typer's word for an interrupt
         say("interrupted; what was done is kept, the same command goes on with the rest")
+        sys.stdout.flush()
+        os._exit(130)  # no teardown, which another interrupt or a library's threads could break
     sys.exit(code or 0)
 
 

@@ -345,7 +345,8 @@ class _Tuner:
         rows = self._run("search", partial(_search_task, **settings), rest, settings)
         failures = self._keep(rows)
         for key in rows.keys() & self.found.keys():
-            self._note(key, self.known.coreset, rows[key]["first"])
+            first = rows[key]["first"]  # fewer where the budget ended before
+            self._note(key, self.known.coreset[: len(first)], first)
         return failures
 
     def broadcast(self) -> None:

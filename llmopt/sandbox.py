@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -144,7 +145,8 @@ class Sandbox:
     def _bury(self, names: tuple[str, ...]) -> Run:
         """The dead worker's last words as a result."""
         worker, self._worker = self._worker, None
-        worker.stdin.close()
+        with suppress(BrokenPipeError):  # closing writes what was not read any more
+            worker.stdin.close()
         worker.stdout.close()
         code = worker.wait()
         self.deaths += 1
@@ -172,7 +174,8 @@ class Sandbox:
         if self._worker is not None:
             self._worker.kill()
             self._worker.wait()
-            self._worker.stdin.close()
+            with suppress(BrokenPipeError):
+                self._worker.stdin.close()
             self._worker.stdout.close()
             self._worker = None
 
