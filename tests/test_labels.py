@@ -52,7 +52,16 @@ def test_labels_are_the_same_bytes_for_any_number_of_workers(functions, labelled
     assert files[0] == files[1] == (tmp_path / "two.parquet").read_bytes()
 
 
-def test_labels_are_the_same_bytes_on_a_dask_cluster(functions, labelled, tmp_path):
+@pytest.fixture
+def environment():
+    """Put back as it was: Dask's workers are started with OMP_NUM_THREADS=1, set here and left."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_labels_are_the_same_bytes_on_a_dask_cluster(functions, labelled, tmp_path, environment):
     from distributed import LocalCluster
 
     with (
