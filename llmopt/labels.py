@@ -357,15 +357,17 @@ class _Tuner:
     def rows(self) -> list[dict]:
         """The labels: canonical lists, each confirmed as one pipeline where it is not the search's
         own (which was)."""
+        asked: dict[str, tuple] = {}
         while True:
             chosen, best = self._choose()
             others = {
-                key: (*self.items[key], text)
+                f"{key}:{text}": key
                 for key, text in chosen.items()
                 if text not in ("-Oz", self.found[key]["passes"])
             }
-            confirmed = self._run("confirm", _confirm_task, others, sorted(others), chosen)
-            wrong = [key for key, row in confirmed.items() if row["count"] != best[key]]
+            asked |= {name: (*self.items[key], chosen[key]) for name, key in others.items()}
+            confirmed = self._run("confirm", _confirm_task, asked)
+            wrong = [key for name, key in others.items() if confirmed[name]["count"] != best[key]]
             if not wrong:
                 break
             for key in wrong:
