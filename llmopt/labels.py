@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow
+from pyarrow import parquet
 
 from llmopt import autotune, config, journal, llvm, passes, sandbox
 from llmopt.config import PROTOCOLS, InputError, write_atomic
@@ -34,8 +36,10 @@ COLUMNS = {
     "best": "int32",
     "passes": "string",
     "compilations": "int32",
+    "coreset": "object",
     "llvm": "string",
 }
+_COUNTS = pyarrow.list_(pyarrow.int16())  # of `coreset`: by list, less those after -Oz, or null
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,9 @@ def label(
 ) -> pd.DataFrame:
     """Labels for functions (columns `id`, `ir`; the pilot is of the split `train` where there is a
     column `split`) under both protocols: a row a function and protocol with the columns of
-    `COLUMNS`, written to `directory/labels.parquet`. With `known`, there is no pilot.
+    `COLUMNS`, written to `directory/labels.parquet`. With `known`, there is no pilot. `coreset` are
+    the instructions that each list of the coreset leaves, less those that -Oz leaves: below zero
+    where the list is better, None where LLVM failed on it or it was not tried.
 
     Journalled in `directory`: killed and called again, it goes on and ends in the same bytes.
     Beside it lie `failures.json` (functions on which -Oz itself fails, left out), `known.json` (the
@@ -381,10 +387,16 @@ class _Tuner:
                 "best": best[key],
                 "passes": chosen[key],
                 "compilations": row["compilations"] + self.spent[key],
+                "coreset": self._beyond_oz(key),
                 "llvm": llvm.version(),
             }
             for key, row in self.found.items()
         ]
+
+    def _beyond_oz(self, key: str) -> list[int | None]:
+        oz, tried = self.found[key]["oz"], self.tried.get(key, {})
+        counts = [tried.get(text) for text in self.known.coreset]
+        return [None if n is None else min(n - oz, 2**15 - 1) for n in counts]
 
     def _choose(self) -> tuple[dict[str, str], dict[str, int]]:
         choices, best = {}, {}
@@ -408,7 +420,11 @@ def _digest(*settings: object) -> str:
 def write(labels: pd.DataFrame, path: Path) -> None:
     """Write labels as parquet, the same bytes for the same rows."""
     buffer = io.BytesIO()
-    labels.to_parquet(buffer, index=False, compression="zstd")
+    schema = pyarrow.Schema.from_pandas(labels.drop(columns="coreset"), preserve_index=False)
+    at = labels.columns.get_loc("coreset")
+    schema = schema.insert(at, pyarrow.field("coreset", _COUNTS)).remove_metadata()
+    table = pyarrow.Table.from_pandas(labels, schema, preserve_index=False)
+    parquet.write_table(table, buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
 
 

@@ -43,6 +43,21 @@ def test_labels_hold_what_llvm_gives(functions, labelled):
     assert (labelled.best < labelled.oz).any()
 
 
+def test_labels_tell_what_each_list_of_the_coreset_does(functions, tmp_path):
+    labels.label(functions, tmp_path, BUDGET)
+    known = labels.known(tmp_path / "known.json")
+    text = dict(zip(functions.id, functions.ir, strict=True))
+    told = 0
+    for row in labels.read(tmp_path / "labels.parquet").itertuples():
+        assert len(row.coreset) == known[row.protocol].start
+        with llvm.Module(text[row.id], row.protocol) as module:
+            for names, beyond in zip(known[row.protocol].coreset, row.coreset, strict=True):
+                if beyond == beyond and beyond is not None:
+                    told += 1
+                    assert llvm.apply(module, passes.parse(names)).count - row.oz == beyond
+    assert told >= len(functions)
+
+
 def test_labels_are_the_same_bytes_for_any_number_of_workers(functions, labelled, tmp_path):
     for count in (1, 4):
         with journal.workers(count) as pool:
