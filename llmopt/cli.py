@@ -196,7 +196,7 @@ def autotune(
     from llmopt import pipeline
 
     if (path, compilations, output, scheduler, workers) == (None,) * 5:
-        labels, folder = pipeline.labels(), pipeline.labels_folder()
+        labels, folder = pipeline.labels(anew=release), pipeline.labels_folder(anew=release)
     else:
         if path is None:
             rows = pipeline.wanted()
@@ -298,7 +298,7 @@ def optimize(
     config.check_protocol(protocol)
     set_scale(scale)
     check_folder(output)
-    from llmopt import evaluate, ir, passes, pipeline
+    from llmopt import evaluate, ir, judge, passes, pipeline
 
     functions = read_all(files)
     folder, _ = find_model(model)
@@ -317,12 +317,12 @@ def optimize(
     for row in functions.itertuples():
         listed = said[row.id].passes or passes.OZ
         try:
-            choice = evaluate.choose(row.ir, protocol, listed)
+            choice = judge.choice(row.ir, protocol, listed)
         except InputError as error:
             say(f"left out: {row.file}: {row.name}: {error}")
             continue
         better = choice.status == "ok" and choice.count < choice.oz
-        used = choice if better else evaluate.choose(row.ir, protocol, passes.OZ)
+        used = choice if better else judge.choice(row.ir, protocol, passes.OZ)
         rows.append(
             {
                 "name": row.name,

@@ -1,7 +1,8 @@
 """Evaluation as in the paper's Section IV: a row a function and method, under both protocols.
 
 Three methods stand beside -Oz: the autotuner, one fixed list (the cheapest alternative), and the
-model, greedy and in one shot. Every list is compiled by LLVM; what the model *writes* is only
+model in one shot: by the rule in its folder (`choose.Rule`), or greedy where there is none. Every
+list is compiled by LLVM; what the model *writes* is only
 judged, never used. A list on which LLVM fails costs its function nothing but a compilation: -Oz is
 what is shipped then. `tables` sums the rows up.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -20,30 +20,14 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from llmopt import config, ir, journal, metrics, passes, pipeline, prompt, sandbox
+from llmopt import config, journal, judge, passes, pipeline, prompt
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Answer
 
-AUTOTUNER, SINGLE, MODEL = "autotuner", "single-list", "model-greedy"
+AUTOTUNER, SINGLE, MODEL = "autotuner", "single-list", "model"
 NO_LABEL = "LLVM fails even on -Oz"  # why a function is not in an evaluation
-NO_ROOM = "the prompt does not fit the model's context"
-NO_CODE, CUT_OFF = "no code", "cut off"  # answers that LLVM's parser is not even asked about
+NO_ROOM = f"the prompt {prompt.NO_ROOM}"
 _CHUNK = 32  # answers that are recorded together
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a pass list did to one function. Counts in instructions; `status` as in `llvm.Run`.
-
-    `count` is that of -Oz where the list failed. `text` is the resulting normalised IR.
-    """
-
-    passes: tuple[str, ...]
-    unoptimised: int
-    oz: int
-    count: int
-    status: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -58,20 +42,6 @@ class Evaluation:
     left_out: dict[str, int]
 
 
-def choose(text: str, protocol: str, names: Sequence[str]) -> Choice:
-    """Compile the function `text` with -Oz and with the list, in one sandbox call.
-
-    Raises `InputError` where the function is not valid IR or even -Oz fails on it.
-    """
-    names = tuple(names)
-    before, oz, run = sandbox.shared().run(text, protocol, [(), passes.OZ, names], text=True)
-    if not (before.ok and oz.ok):
-        bad = oz if before.ok else before
-        raise InputError(f"LLVM cannot optimise the function: {bad.status}: {bad.message}")
-    used = run if run.ok else oz
-    return Choice(names, before.count, oz.count, used.count, run.status, used.text)
-
-
 def answers(
     folder: Path,
     functions: pd.DataFrame,
@@ -81,17 +51,15 @@ def answers(
     passes_only: bool = True,
     on_done: Callable[[int], None] | None = None,
 ) -> dict[str, Answer]:
-    """The model's greedy answers to functions (columns `id`, `ir`), by id.
+    """The model's answers to functions (columns `id`, `ir`), by id.
 
     Journalled in `directory`: an interrupted run goes on with the functions that are missing.
     """
-    from llmopt import generate, train  # torch, for those who need it
-
     what = "list" if passes_only else "full"
     with journal.Journal(directory / f"answers-{protocol}-{what}.sqlite") as done:
         known = done.keys()
         if not known.issuperset(functions.id):
-            llama, tokenizer = train.load(folder)
+            ask = _asker(folder, max_new_tokens, passes_only)
             # Like lengths together: little padding. A chunk is asked whole or not at all, so that
             # an answer never depends on where a run was interrupted.
             rows = functions.iloc[functions.ir.str.len().argsort(kind="stable")]
@@ -99,19 +67,47 @@ def answers(
                 chunk = rows.iloc[at : at + _CHUNK]
                 if known.issuperset(chunk.id):
                     continue
-                made = generate.greedy(
-                    llama,
-                    tokenizer,
-                    [(text, protocol) for text in chunk.ir],
-                    max_new_tokens=max_new_tokens,
-                    passes_only=passes_only,
-                )
-                for key, one in zip(chunk.id, made, strict=True):
-                    done.put(key, asdict(one.answer))
+                made = ask([(text, protocol) for text in chunk.ir])
+                for key, answer in zip(chunk.id, made, strict=True):
+                    done.put(key, asdict(answer))
                 if on_done:
                     on_done(len(chunk))
         wanted = set(functions.id)
         return {key: _answer(row) for key, row in done.items() if key in wanted}
+
+
+def _asker(folder: Path, max_new_tokens: int, passes_only: bool):
+    """What gives a model's answers to (normalised IR, protocol) pairs."""
+    from llmopt import choose, generate, model  # torch, for those who need it
+
+    llama, tok = model.load(folder)
+    rule = choose.load(folder) if (folder / "rule.json").exists() else None
+
+    def ask(functions: list[tuple[str, str]]) -> list[Answer]:
+        lists = None
+        if rule:
+            scores = choose.score(llama, tok, functions, rule.lists)
+            lists = [
+                rule.choose(protocol, values)
+                for (_, protocol), values in zip(functions, scores, strict=True)
+            ]
+            if passes_only:
+                no_room = Answer(error=f"the prompt {prompt.NO_ROOM}")
+                return [
+                    no_room if values is None else Answer(names)
+                    for names, values in zip(lists, scores, strict=True)
+                ]
+        made = generate.greedy(
+            llama,
+            tok,
+            functions,
+            max_new_tokens=max_new_tokens,
+            passes_only=passes_only,
+            lists=lists,
+        )
+        return [one.answer for one in made]
+
+    return ask
 
 
 def _answer(row: dict) -> Answer:
@@ -125,7 +121,7 @@ def _judge(
     key, text, protocol, lists, answer = item
     rows, code = [], None
     for method, names in lists.items():
-        choice = choose(text, protocol, names)
+        choice = judge.choice(text, protocol, names)
         rows.append(
             {
                 "id": key,
@@ -139,40 +135,8 @@ def _judge(
             }
         )
         if method == MODEL and answer is not None:
-            code = {"id": key, "protocol": protocol} | _judge_code(text, protocol, choice, answer)
+            code = {"id": key, "protocol": protocol} | judge.written(text, protocol, choice, answer)
     return rows, code
-
-
-def _judge_code(text: str, protocol: str, choice: Choice, answer: Answer) -> dict:
-    written = ir.normalise(answer.code or "")
-    run = sandbox.shared().check([written], protocol)[0]
-    compiles = run.ok and bool(written) and run.count > 0
-    message = "" if compiles else run.message or "no function"
-    if not written:
-        message = answer.error or NO_CODE
-    return {
-        "unoptimised": choice.unoptimised,
-        "count": choice.count,
-        "predicted_before": answer.before,
-        "predicted_after": answer.after,
-        "compiles": compiles,
-        "exact": written == choice.text,
-        "error": message,
-        "kind": "" if compiles else _kind(message, written, answer),
-        "code": written,
-        "reference": choice.text,
-        "input": text,
-    }
-
-
-def _kind(message: str, written: str, answer: Answer) -> str:
-    """The error class of code that does not compile; cut off where only its end is wrong."""
-    if not written:
-        return NO_CODE
-    line = re.match(r"line (\d+):", message)
-    if answer.error and line and int(line[1]) >= written.count("\n") > 1:
-        return CUT_OFF
-    return metrics.classify_error(message)
 
 
 def evaluate(
@@ -212,7 +176,7 @@ def evaluate(
         )
         full = asking(functions=usable.head(written), passes_only=False)
         said = full | asking(functions=usable.iloc[written:])
-        no_room = [key for key, answer in said.items() if "does not fit" in (answer.error or "")]
+        no_room = [key for key, answer in said.items() if prompt.NO_ROOM in (answer.error or "")]
         answered = usable[~usable.id.isin(no_room)]
         left_out[NO_ROOM] |= set(usable.id) - set(answered.id)
         items = [

@@ -38,11 +38,12 @@ class Generated:
 class Grammar(LogitsProcessor):
     """Masks every token that the answer's form does not allow next; sums the lists' likelihoods.
 
-    `start` is the number of tokens that a row begins with, padding and the list's mark included.
+    `starts` is the number of tokens that each row begins with, padding and the list's mark
+    included.
     """
 
-    def __init__(self, tok: Tokenizer, start: int, rows: int, max_passes: int = MAX_PASSES):
-        self.start, self.max_passes = start, max_passes
+    def __init__(self, tok: Tokenizer, starts: Sequence[int], max_passes: int = MAX_PASSES):
+        self.starts, self.max_passes = starts, max_passes
         self.before, self.after, self.code, self.end = (
             tok.ids[name] for name in (BEFORE, AFTER, CODE, END)
         )
@@ -50,8 +51,8 @@ class Grammar(LogitsProcessor):
         self.metas = {n for n, name in tok.pass_ids.items() if name in passes.META}
         self.digits = tok.digit_ids
         self.text = sorted((set(range(len(tok))) - set(tok.marks)) | {self.end})
-        self.log_probability = torch.zeros(rows, dtype=torch.float64)
-        self.listing = [True] * rows
+        self.log_probability = torch.zeros(len(starts), dtype=torch.float64)
+        self.listing = [True] * len(starts)
 
     def allowed(self, written: Sequence[int]) -> list[int]:
         """Ids that may follow the ids that were written after the list's mark."""
@@ -73,7 +74,8 @@ class Grammar(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         masked = torch.full_like(scores, -torch.inf)
-        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
+        for row, (ids, start) in enumerate(zip(input_ids.tolist(), self.starts, strict=True)):
+            ids = ids[start:]
             ok = self.allowed(ids)
             masked[row, ok] = torch.nan_to_num(scores[row, ok], nan=0.0)
             if self.listing[row]:
@@ -86,7 +88,7 @@ class Grammar(LogitsProcessor):
 
 @torch.inference_mode()
 def greedy(
-    model: PreTrainedModel,
+    llama: PreTrainedModel,
     tok: Tokenizer,
     functions: Sequence[tuple[str, str]],
     max_new_tokens: int = 1024,
@@ -94,8 +96,11 @@ def greedy(
     batch_size: int = 32,
     max_passes: int = MAX_PASSES,
     on_done: Callable[[int], None] | None = None,
+    lists: Sequence[tuple[str, ...]] | None = None,
 ) -> list[Generated]:
     """One answer for each (normalised IR, protocol), in order; no randomness.
+
+    Where `lists` are given, one a function, the answers go on from them: counts and code.
 
     A prompt that leaves no room in the model's context gets an `Answer` with an error. `on_done` is
     told after each batch how many functions are done. With `passes_only` generation ends with the
@@ -103,23 +108,31 @@ def greedy(
     """
     if batch_size < 1 or max_new_tokens < 2 or max_passes < 1:
         raise InputError("generation: batch_size and max_passes start at 1, max_new_tokens at 2")
-    model.eval()
-    context = model.config.max_position_embeddings
+    llama.eval()
+    context = llama.config.max_position_embeddings
     encoded = [prompt.encode_prompt(text, protocol, tok) for text, protocol in functions]
+    given = [[tok.ids[PASSES]] for _ in encoded]
+    if lists is not None:
+        given = [prompt.encode_list(names, tok) for names in lists]
     results: list[Generated | None] = [None] * len(encoded)
     fitting = []
     room = max_passes + 1
     for i, (ids, _) in enumerate(encoded):
-        if len(ids) + 1 + room <= context:
+        if len(ids) + len(given[i]) + room <= context:
             fitting.append(i)
         else:
-            error = f"a prompt of {len(ids)} tokens does not fit a context of {context}"
+            error = f"a prompt of {len(ids)} tokens {prompt.NO_ROOM} of {context}"
             results[i] = Generated(Answer(error=error), "", 0, float("-inf"))
     fitting.sort(key=lambda i: len(encoded[i][0]))
     for first in range(0, len(fitting), batch_size):
         rows = fitting[first : first + batch_size]
         written, likely = _batch(
-            model, tok, [encoded[i][0] for i in rows], max_new_tokens, passes_only, max_passes
+            llama,
+            tok,
+            [(encoded[i][0], given[i]) for i in rows],
+            max_new_tokens,
+            passes_only,
+            max_passes,
         )
         for i, ids, log_probability in zip(rows, written, likely, strict=True):
             text = PASSES + tok.decode(ids)
@@ -131,28 +144,31 @@ def greedy(
 
 
 def _batch(
-    model: PreTrainedModel,
+    llama: PreTrainedModel,
     tok: Tokenizer,
-    prompts: list[list[int]],
+    questions: list[tuple[list[int], list[int]]],
     max_new_tokens: int,
     passes_only: bool,
     max_passes: int,
 ) -> tuple[list[list[int]], list[float]]:
-    """What follows the list's mark for each prompt, and the lists' log-probabilities."""
+    """What follows the list's mark for each (prompt, given beginning of the answer), and the
+    log-probabilities of the lists that were written."""
     pad, end, before = tok.ids[PAD], tok.ids[END], tok.ids[BEFORE]
-    width = max(map(len, prompts)) + 1
-    ids = torch.full((len(prompts), width), pad)
+    width = max(len(asked) + len(given) for asked, given in questions)
+    ids = torch.full((len(questions), width), pad)
     mask = torch.zeros_like(ids)
-    for row, given in enumerate(prompts):  # padding on the left: all rows end at the list's mark
-        ids[row, width - len(given) - 1 :] = torch.tensor([*given, tok.ids[PASSES]])
-        mask[row, width - len(given) - 1 :] = 1
-    grammar = Grammar(tok, width, len(prompts), max_passes)
-    output = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
+    for row, (asked, given) in enumerate(questions):  # padding on the left: all rows end together
+        whole = torch.tensor([*asked, *given])
+        ids[row, width - len(whole) :] = whole
+        mask[row, width - len(whole) :] = 1
+    starts = [width - len(given) + 1 for _, given in questions]
+    grammar = Grammar(tok, starts, max_passes)
+    output = llama.generate(
+        input_ids=ids.to(llama.device),
+        attention_mask=mask.to(llama.device),
         max_new_tokens=min(
             max_passes + 1 if passes_only else max_new_tokens,
-            model.config.max_position_embeddings - width,
+            llama.config.max_position_embeddings - width,
         ),
         do_sample=False,
         num_beams=1,
@@ -161,6 +177,7 @@ def _batch(
         logits_processor=LogitsProcessorList([grammar]),
     )
     written = []
-    for row in output[:, width:].tolist():
+    for row, start in zip(output.tolist(), starts, strict=True):
+        row = row[start:]
         written.append(row[: row.index(pad)] if pad in row else row)
     return written, grammar.log_probability.tolist()

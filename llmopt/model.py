@@ -1,17 +1,25 @@
 """Llama presets, from a toy of 0.2M parameters to the paper's 7B, always initialised from scratch.
 
 The paper trains Llama 2's architecture with random weights (Section III). Only widths and depths
-differ here; vocabulary and seed come from the caller. Training lives in `train`.
+differ here; vocabulary and seed come from the caller. Models live in folders as Hugging Face lays
+them out. Training lives in `train`.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors import safe_open
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
+from llmopt import tokenizer
 from llmopt.config import InputError, nearest
+from llmopt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(layers=2, heads=2, width=64, ffn=160),
-    "classroom": Preset(layers=4, heads=4, width=128, ffn=352),
-    "reference": Preset(layers=8, heads=8, width=256, ffn=704),
+    "classroom": Preset(layers=4, heads=2, width=128, ffn=352),
+    "reference": Preset(layers=8, heads=4, width=256, ffn=704),
     "small": Preset(layers=12, heads=8, width=512, ffn=1408),
     "medium": Preset(layers=16, heads=16, width=1024, ffn=2816),
     "llama2-7b": Preset(layers=32, heads=32, width=4096, ffn=11008, tied=False),
@@ -88,3 +96,93 @@ def parameters(preset: str, vocab_size: int = 32000) -> int:
     with torch.device("meta"):
         model = LlamaForCausalLM(llama_config(preset, vocab_size))
     return sum(p.numel() for p in model.parameters())
+
+
+def answer(llama: LlamaForCausalLM, prompts, answers, mask, positions) -> torch.Tensor:
+    """Hidden states (B, P + Q, width) of prompts (B, P) and of the branches that follow each
+    (`dataset.Batch`): prompts are read once, causally, whatever the number of their branches."""
+    cache = DynamicCache(config=llama.config)
+    read = llama.model(input_ids=prompts, past_key_values=cache, use_cache=True)
+    write = llama.model(
+        input_ids=answers,
+        past_key_values=cache,
+        attention_mask=mask,
+        position_ids=positions.clamp(min=0),
+        use_cache=True,
+    )
+    return torch.cat([read.last_hidden_state, write.last_hidden_state], dim=1)
+
+
+def fast_precision(device: str = "cpu") -> str:
+    """`accelerate`'s name for the precision of matrix products that is fastest there: "bf16" on
+    accelerators and on processors with instructions for it (two to four times), else "no"."""
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
+
+
+def fast(device: torch.device) -> torch.autocast:
+    """A context in which matrix products run in `fast_precision`."""
+    enabled = fast_precision(device) == "bf16"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+
+
+# --- model folders -----------------------------------------------------------------------------
+
+
+def export(llama: LlamaForCausalLM, tok: Tokenizer, folder: Path, **beside: object) -> None:
+    """Write a model folder, whole or not at all: weights as safetensors, configuration, tokenizer,
+    and each of `beside` as `NAME.json`."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    logging.disable_progress_bar()
+    llama.save_pretrained(partial)
+    tok.save(partial)
+    for name, value in beside.items():
+        (partial / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(folder)
+
+
+def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
+    """A trained model, ready to generate, and its tokenizer, from a Hugging Face folder.
+
+    Only safetensors are read, nothing is downloaded or unpickled. Raises `InputError` that names
+    the file where one is missing, damaged, or does not fit the others.
+    """
+    folder = Path(folder)
+    tok = tokenizer.load(folder)
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+        if values.get("model_type") != "llama":
+            raise ValueError("not a Llama's")
+        config = LlamaConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a foreign file can upset the library in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: no usable configuration ({reason}); train again") from None
+    logging.disable_progress_bar()
+    weights = folder / "model.safetensors"
+    if len(tok) != config.vocab_size:
+        raise InputError(
+            f"{path}: {config.vocab_size} tokens, but tokenizer.json has {len(tok)}; "
+            "use the tokenizer that the model was trained with"
+        )
+    try:
+        with safe_open(weights, "pt"):  # headers and sizes are checked on opening
+            pass
+        llama, info = LlamaForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            dtype="auto",
+        )
+    except Exception as error:  # config.json may hold a shape that cannot be built, too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{weights}: not readable weights ({reason}); train again") from None
+    odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if odd:
+        raise InputError(f"{weights}: {len(odd)} tensors do not fit config.json, {odd[0]} first")
+    return llama.eval(), tok

@@ -133,45 +133,53 @@ def record(name: str) -> object:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def labels_folder() -> Path:
+def labels_folder(anew: bool = False) -> Path:
+    """Where the current scale's labels are; those of a search of everything, if `anew`."""
     scale = config.scale()
     ids = tuple(wanted().id)  # of what is there: a corpus that lacked a source has other labels
     settings: tuple = (ids, labelling.Budget.of(scale), llvm.version())
-    if scale.released_labels:
+    if scale.released_labels and not anew:
         settings += (hashlib.sha256(labelling.RELEASED.read_bytes()).hexdigest(),)
     return stage("labels", ("labels",), settings)
 
 
-def labels() -> pd.DataFrame:
+def labels(anew: bool = False) -> pd.DataFrame:
     """The autotuner's labels (`labels.COLUMNS`), two rows a function: those that are released where
-    the scale says so and this LLVM made them, the others by a search."""
-    folder = labels_folder()
+    the scale says so and this LLVM made them, the others by a search; all by a search if `anew`."""
+    folder = labels_folder(anew)
     with alone(folder):
         if not (folder / "labels.parquet").exists():
-            _label(folder)
+            if config.scale().released_labels and not anew:
+                _label(folder)
+            else:
+                search(wanted(), folder)
     return labelling.read(folder / "labels.parquet")
 
 
 def _label(folder: Path) -> None:
-    rows, known = wanted(), pd.DataFrame()
-    if config.scale().released_labels:
-        known = labelling.read(labelling.RELEASED)
-        known = known[known.id.isin(rows.id) & (known.llvm == llvm.version())]
-        known = known[known.groupby("id").protocol.transform("nunique") == len(PROTOCOLS)]
-        rest = rows[~rows.id.isin(known.id)]
-        if len(rest):
-            projects = ", ".join(sorted(set(rest.project))[:5])
-            print(
-                f"llmopt: {len(rest)} of {len(rows)} functions are not in the released labels "
-                f"(of {projects}): they are searched here",
-                file=sys.stderr,
-            )
-        rows = rest
-    if len(rows):
-        search(rows, folder)
+    rows = wanted()
+    known = labelling.read(labelling.RELEASED)
+    known = known[known.id.isin(rows.id) & (known.llvm == llvm.version())]
+    known = known[known.groupby("id").protocol.transform("nunique") == len(PROTOCOLS)]
+    rest = rows[~rows.id.isin(known.id)]
+    if len(rest):
+        projects = ", ".join(sorted(set(rest.project))[:5])
+        print(
+            f"llmopt: {len(rest)} of {len(rows)} functions are not in the released labels "
+            f"(of {projects}): they are searched here",
+            file=sys.stderr,
+        )
+        search(rest, folder, known=labelling.known())
         known = pd.concat([known, labelling.read(folder / "labels.parquet")])
     known = known.sort_values(["id", "protocol"]).reset_index(drop=True)
     labelling.write(known, folder / "labels.parquet")
+
+
+def coreset() -> dict[str, list[tuple[str, ...]]]:
+    """The lists that `labels().coreset` is about, by protocol."""
+    own = labels_folder() / "known.json"  # where a search started from other lists
+    found = labelling.known(own if own.exists() else labelling.KNOWN)
+    return {protocol: list(known.lists[: known.start]) for protocol, known in found.items()}
 
 
 def search(
@@ -180,9 +188,12 @@ def search(
     budget: labelling.Budget | None = None,
     count: int | None = None,
     scheduler: str | None = None,
+    known: dict[str, labelling.Known] | None = None,
 ) -> pd.DataFrame:
     """`labels.label` on all cores (or `count` of them, or a Dask cluster), with a progress bar:
     functions, compilations, gain so far and time left."""
+    if known is None and "train" not in set(rows.split):  # there is nothing to make a pilot of
+        known = labelling.known()
     seen: set[str] = set()
     spent = oz = best = 0
     budget = budget or labelling.Budget.of(config.scale())
@@ -201,9 +212,6 @@ def search(
             gain = 100 * (oz - best) / max(oz, 1)
             bar.set_postfix_str(f"{spent} compilations, {gain:.2f}% below -Oz", refresh=False)
 
-        # Where the pilot is another's, or there is nothing to make one of.
-        foreign = config.scale().released_labels or "train" not in set(rows.split)
-        known = labelling.known() if foreign else None
         return labelling.label(rows, folder, budget, executor, on_done, known)
 
 
@@ -281,7 +289,7 @@ def _optimise(path: Path) -> None:
 
 def examples(split: str) -> list[Example]:
     """The examples of a split, both protocols, in the order of ids."""
-    table = answers()
+    table, lists = answers(), coreset()
     return [
         Example(
             row.id,
@@ -291,9 +299,18 @@ def examples(split: str) -> list[Example]:
             int(row.unoptimised),
             int(row.best),
             row.optimised,
+            int(row.oz),
+            _gains(lists[row.protocol], row.coreset),
         )
         for row in table[table.split == split].itertuples()
     ]
+
+
+def _gains(lists: list[tuple[str, ...]], beyond_oz) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """`Example.gains` of a row of labels; lists that failed are not among them."""
+    pairs = zip(lists, beyond_oz, strict=True)
+    known = [(names, -int(beyond)) for names, beyond in pairs if pd.notna(beyond)]
+    return ((passes.OZ, 0), *known)
 
 
 def tokenizer_folder() -> Path:
@@ -328,7 +345,7 @@ def model_folder() -> Path:
         scale.tokens_per_batch,
         scale.learning_rate,
     )
-    return stage("model", ("train", "baselines"), settings)
+    return stage("model", ("train", "validation", "baselines"), settings)
 
 
 def single_lists(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -345,7 +362,8 @@ def single_lists(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def model(on_step: Callable[[dict], None] | None = None) -> Path:
-    """The folder of the model trained on the train split, with the baselines' lists beside it.
+    """The folder of the model trained on the train split, with the rule that it chooses by and the
+    baselines' lists beside it.
 
     `on_step` is handed to `train.train`: called with each logged row while the model learns.
     """
@@ -354,14 +372,15 @@ def model(on_step: Callable[[dict], None] | None = None) -> Path:
     with alone(folder):
         if not (final / "baselines.json").exists():
             _train(folder, on_step)
+            config.write_atomic(final / "rule.json", _rule(final).encode())
             config.write_atomic(final / "baselines.json", _baselines().encode())
     return final
 
 
 def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
-    from llmopt import train  # torch, for those who need it
+    from llmopt import model, train, validation  # torch, for those who need it
 
-    scale = config.scale()
+    scale, tok, held = config.scale(), tokenizer(), examples("valid")
     recipe = train.TrainConfig(
         preset=scale.preset,
         steps=scale.train_steps,
@@ -370,8 +389,17 @@ def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
         learning_rate=scale.learning_rate,
         validate_every=250,  # as in the paper
         checkpoint_every=250,
+        precision=model.fast_precision(),
     )
-    train.train(examples("train"), examples("valid"), tokenizer(), recipe, folder, on_step=on_step)
+    judge = validation.Curves(tok, held, coreset())
+    train.train(examples("train"), held, tok, recipe, folder, on_step=on_step, judge=judge)
+
+
+def _rule(folder: Path) -> str:
+    from llmopt import choose, model
+
+    rule = choose.calibrate(*model.load(folder), examples("valid"), coreset())
+    return json.dumps(rule.to_json(), indent=1)
 
 
 def _baselines() -> str:

@@ -1,23 +1,26 @@
 """Prompt and answer: what the model reads, what it is to write, and how its writing is read back.
 
-    <|minsize|><|input|>define i32 @f0(i32 %0) …
+    <|input|>define i32 @f0(i32 %0) …<|minsize|>
     <|passes|><|sroa<modify-cfg>|><|-Oz|><|before|>12<|after|>5<|code|>define … <|end|>
 
 As in the paper (Section II-A, Figure 1) the pass list comes first, so that deployment can stop
-after it; both instruction counts and the optimised code are auxiliary tasks. Symbols are renamed
+after it; both instruction counts and the optimised code are auxiliary tasks. The protocol comes
+after the function, so that one reading of the function serves both. Symbols are renamed
 (`ir.rename`), exactly reversibly. This module neither runs a model nor judges generated code.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmopt import ir, passes
 from llmopt.config import InputError, check_protocol
 from llmopt.tokenizer import AFTER, BEFORE, CODE, END, INPUT, PASSES, Tokenizer, mark
 
+TASKS = ("list", "counts", "code")  # the paper's three: the first is used, the others help it
+NO_ROOM = "does not fit the model's context"  # what the error of such an answer says
 _MARK = re.compile(r"<\|([^|]*)\|>")
 Part = tuple[bool, str]  # (is it a mark?, text): text is never searched for marks
 
@@ -27,7 +30,9 @@ class Example:
     """One training example: a function, its best pass list, and what LLVM makes of it.
 
     `ir` and `optimised` are normalised IR, before and after the list; `before` and `after` are
-    their instruction counts.
+    their instruction counts, and `oz` that after -Oz. `gains` are lists, -Oz the first, with the
+    instructions that each saves against -Oz: what a choice among them is worth. Without any, the
+    best list is all that is known.
     """
 
     id: str
@@ -37,6 +42,8 @@ class Example:
     before: int
     after: int
     optimised: str
+    oz: int = 0
+    gains: tuple[tuple[tuple[str, ...], int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,22 +59,23 @@ class Answer:
 
 
 def _prompt(renamed: str, protocol: str) -> list[Part]:
-    return [(True, mark(check_protocol(protocol))), (True, INPUT), (False, renamed)]
+    return [(True, INPUT), (False, renamed), (True, mark(check_protocol(protocol)))]
 
 
-def _answer(example: Example, names: dict[str, str]) -> list[Part]:
-    code = ir.substitute(example.optimised, {own: short for short, own in names.items()})
-    return [
-        (True, PASSES),
-        *((True, mark(name)) for name in passes.check(example.passes)),
-        (True, BEFORE),
-        (False, str(example.before)),
-        (True, AFTER),
-        (False, str(example.after)),
-        (True, CODE),
-        (False, code),
-        (True, END),
-    ]
+def _list(names: Iterable[str]) -> list[Part]:
+    return [(True, PASSES), *((True, mark(name)) for name in passes.check(names)), (True, BEFORE)]
+
+
+def _answer(example: Example, names: dict[str, str], tasks: Sequence[str] = TASKS) -> list[Part]:
+    """The answer's parts; tasks that are left out leave their marks. The list is always there:
+    counts and code are about it."""
+    counts = [str(example.before), str(example.after)] if "counts" in tasks else ["", ""]
+    parts = [*_list(example.passes), (False, counts[0]), (True, AFTER), (False, counts[1])]
+    parts += [(True, CODE)]
+    if "code" in tasks:
+        short = {own: short for short, own in names.items()}
+        parts += [(False, ir.substitute(example.optimised, short)), (True, END)]
+    return parts
 
 
 def _text(parts: Iterable[Part]) -> str:
@@ -94,15 +102,28 @@ def render_answer(example: Example, names: dict[str, str]) -> str:
 
 
 def encode_prompt(text: str, protocol: str, tokenizer: Tokenizer) -> tuple[list[int], dict]:
-    """`render_prompt` as token ids, with the same names."""
+    """`render_prompt` as token ids, with the same names. The last id is the protocol's; those
+    before it are the same under both."""
     renamed, names = ir.rename(text)
     return _ids(_prompt(renamed, protocol), tokenizer), names
+
+
+def encode_list(names: Iterable[str], tokenizer: Tokenizer) -> list[int]:
+    """The ids of an answer up to its first count: the list between its two marks."""
+    return _ids(_list(names), tokenizer)
+
+
+def encode_answer(
+    example: Example, names: dict[str, str], tokenizer: Tokenizer, tasks: Sequence[str] = TASKS
+) -> list[int]:
+    """`render_answer` as token ids, of the `tasks` that are asked for."""
+    return _ids(_answer(example, names, tasks), tokenizer)
 
 
 def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], int]:
     """Token ids of prompt and answer, and how many of them are the prompt's."""
     prompt, names = encode_prompt(example.ir, example.protocol, tokenizer)
-    return prompt + _ids(_answer(example, names), tokenizer), len(prompt)
+    return prompt + encode_answer(example, names, tokenizer), len(prompt)
 
 
 def length(example: Example, tokenizer: Tokenizer) -> int:

@@ -133,7 +133,7 @@ def _mape(predicted: pd.Series, actual: pd.Series) -> float | None:
 
 def errors(code: pd.DataFrame) -> pd.DataFrame:
     """The paper's Table V: answers by protocol and by what is wrong with their code, most frequent
-    first; the classes are those of `metrics.classify_error` and `evaluate.NO_CODE`, `CUT_OFF`."""
+    first; the classes are those of `metrics.classify_error` and `judge.NO_CODE`, `CUT_OFF`."""
     if code.empty:
         raise InputError("no written code to sum up: generate at least one whole answer")
     counts = pd.crosstab(code.kind[~code.compiles], code.protocol[~code.compiles])

@@ -1,39 +1,31 @@
 """Training: one readable loop over `accelerate`, from examples to a Hugging Face model folder.
 
-As in the paper (Section III-B): AdamW with betas (0.9, 0.95), a cosine schedule with warm-up, and
-the whole answer as target. What a small budget wants is a setting: how much the pass list weighs,
-how often improving functions are shown, short functions first, Muon for matrices. A run may stop at
-any time and goes on from its last whole checkpoint; by `steps` on CPU it ends in the same bytes.
+As in the paper (Section III-B) a Llama learns pass lists, instruction counts and code at once, with
+betas of (0.9, 0.95) and a warm-up. What a small budget wants is a setting: how much the list
+weighs, what a choice is worth, Muon for matrices, short functions first. A run may stop at any time
+and goes on from its last whole checkpoint; by `steps` on CPU it ends in the same bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import logging
 import math
-import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging as hf_logging
+from transformers import LlamaForCausalLM
 
-from llmopt import model as shapes
-from llmopt import tokenizer
+from llmopt import checkpoints, model
 from llmopt.config import InputError, write_atomic
-from llmopt.dataset import KINDS, Tokens, batches, collate, prepare
-from llmopt.prompt import Example
+from llmopt.dataset import KINDS, Batch, Stakes, Tokens, batches, collate, prepare
+from llmopt.prompt import TASKS, Example
 from llmopt.tokenizer import END, PAD, Tokenizer
 
 
@@ -41,7 +33,8 @@ from llmopt.tokenizer import END, PAD, Tokenizer
 class TrainConfig:
     """One run. Give `steps` (resumable to the byte) or `seconds` of wall time, not both.
 
-    Weights multiply a token's loss by what it is part of; one batch's loss is their weighted mean.
+    Weights multiply a token's loss by what it is part of; one batch's loss is the weighted sum over
+    the weights. `stakes` says how the choice of a list is taught (`dataset.Stakes`).
     """
 
     preset: str = "classroom"
@@ -49,22 +42,25 @@ class TrainConfig:
     seconds: float | None = None
     tokens_per_batch: int = 1024  # padding included, on each device
     accumulate: int = 1  # batches a step, for large batches on few devices
-    max_tokens: int = 2048  # longer examples are left out, and counted in the log
+    max_tokens: int = 2048  # longer functions are left out, and counted in the log
+    tasks: tuple[str, ...] = TASKS
+    stakes: Stakes = field(default_factory=Stakes)
     learning_rate: float = 1e-2
-    final_rate: float = 0.1  # of the peak
+    final_rate: float = 0.0  # of the peak
     warmup: float = 0.03  # of the run
+    decay: float = 0.5  # of the run: how much of it, at the end, the rate falls
     weight_decay: float = 0.1
     clip: float = 1.0
     optimizer: str = "muon"  # for the layers' matrices; or "adamw" for everything
     prompt_weight: float = 0.5
     list_weight: float = 8.0
     count_weight: float = 1.0
-    repeat_improved: int = 1  # how often a function with a better list than -Oz is shown
     curriculum: float = 0.0  # 0: any order; the larger, the more short functions come first
     spike: float = 3.0  # nats by which the smoothed loss may rise above its best
     validate_every: int = 100
     checkpoint_every: int = 100
     precision: str = "no"  # accelerate's mixed precision: "no" or "bf16"
+    compiled: bool = False  # torch.compile; pays on an accelerator
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +71,7 @@ class TrainConfig:
             raise InputError("a training run: steps, seconds and batches must be above zero")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"unknown optimizer {self.optimizer!r}: use adamw or muon")
-        shapes.shape(self.preset)
+        model.shape(self.preset)
 
 
 class Objective(torch.nn.Module):
@@ -87,15 +83,17 @@ class Objective(torch.nn.Module):
         weights = (config.prompt_weight, config.list_weight, config.count_weight, 1.0)
         self.weights = torch.tensor(weights)
 
-    def forward(self, ids: torch.Tensor, kinds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Loss (nats a token), and the losses and kinds of the tokens that have a weight."""
-        hidden = self.llama.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        kinds, targets = kinds[:, 1:], ids[:, 1:]
-        weight = self.weights.to(ids.device)[kinds] * (kinds >= 0)
+        hidden = model.answer(self.llama, batch.prompts, batch.answers, batch.mask, batch.positions)
+        targets = torch.cat([batch.prompts, batch.answers], dim=1)[:, 1:]
+        kinds = batch.kinds[:, 1:]
+        weight = self.weights.to(targets.device)[kinds] * (kinds >= 0)
         used = weight > 0
-        logits = self.llama.lm_head(hidden[used])  # only where there is something to learn
+        logits = self.llama.lm_head(hidden[:, :-1][used])  # only where there is something to learn
         losses = torch.nn.functional.cross_entropy(logits.float(), targets[used], reduction="none")
-        return (losses * weight[used]).sum() / weight.sum(), losses.detach(), kinds[used]
+        worth = weight[used] * batch.weights[:, 1:][used]
+        return (losses * worth).sum() / weight.sum(), losses.detach(), kinds[used]
 
 
 def optimizers(llama: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -124,12 +122,12 @@ def optimizers(llama: torch.nn.Module, config: TrainConfig) -> list[torch.optim.
 
 
 def rate(fraction: float, config: TrainConfig) -> float:
-    """Learning rate when `fraction` of the run is done: linear warm-up, then a cosine."""
+    """Learning rate when `fraction` of the run is done: a linear warm-up, a plateau, and a linear
+    fall over the last `decay` of the run."""
     if fraction < config.warmup:
         return config.learning_rate * max(fraction / config.warmup, 0.01)
-    through = min(1.0, (fraction - config.warmup) / max(1e-9, 1 - config.warmup))
-    low = config.final_rate
-    return config.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * through)) / 2)
+    fall = max(0.0, 1 - (1 - fraction) / max(config.decay, 1e-9))
+    return config.learning_rate * (1 - (1 - config.final_rate) * min(fall, 1.0))
 
 
 @torch.no_grad()
@@ -140,97 +138,15 @@ def validate(objective: Objective, data: Tokens, config: TrainConfig, pad: int) 
     objective.eval()
     seen = 0
     for rows in batches(data, config.tokens_per_batch):
-        ids, kinds = (t.to(device) for t in collate(data, rows, pad))
-        _, losses, kept = objective(ids, kinds)
+        _, losses, kept = objective(collate(data, rows, pad).to(device))
         sums += np.bincount(kept.cpu(), losses.cpu(), minlength=len(KINDS))
         counts += np.bincount(kept.cpu(), minlength=len(KINDS))
         seen += len(rows)
-        if seen >= len(data.spans):
+        if seen >= len(data.functions):
             break
     objective.train()
     found = {f"valid_{kind}": s / n for kind, s, n in zip(KINDS, sums, counts, strict=True) if n}
     return {"valid_loss": sums[1:].sum() / max(1, counts[1:].sum()), **found}
-
-
-# --- checkpoints -------------------------------------------------------------------------------
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """A full disk shows up as many kinds of error, by who was writing; here it is one line."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: cannot be written ({str(error).splitlines()[0]}); what was saved before is "
-            "kept: free some space and run the same command again"
-        ) from None
-
-
-def _save(accelerator: Accelerator, folder: Path, state: dict, keep: int = 2) -> None:
-    """All of the run's state, written beside and renamed: a checkpoint is whole or not there."""
-    target = folder / f"step-{state['step']:07d}"
-    partial = folder / f".partial-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    # That tied weights are saved once is as it should be, and no news at every checkpoint.
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    accelerator.save_state(str(partial))
-    if accelerator.is_main_process:
-        manifest = {**state, "files": _digests(partial)}
-        write_atomic(partial / "manifest.json", json.dumps(manifest).encode())
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def _newest(folder: Path, run: dict, say: Callable[[str], None]) -> tuple[Path, dict] | None:
-    """The newest whole checkpoint and its state; damaged ones are named and passed over.
-
-    Raises `InputError` where the folder is of a run with other settings or data.
-    """
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            state = json.loads((path / "manifest.json").read_text())
-            if state["files"] != _digests(path):
-                raise ValueError("its files differ from its manifest")
-        except (OSError, ValueError, KeyError) as error:
-            say(f"checkpoint {path} is damaged ({error}): going back to the one before")
-            continue
-        odd = sorted(key for key in run if run[key] != state["run"].get(key))
-        if odd:
-            raise InputError(
-                f"{path}: made with another {', '.join(odd)}; "
-                "use another directory or delete this one"
-            )
-        return path, state
-    return None
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step is never cut in two."""
-    caught: list[int] = []
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda n, _: caught.append(n))
-    except ValueError:  # not the main thread: there nobody sends us signals
-        pass
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# --- the loop ----------------------------------------------------------------------------------
 
 
 def train(
@@ -241,13 +157,15 @@ def train(
     directory: Path,
     progress: bool = True,
     on_step: Callable[[dict], None] | None = None,
+    judge: Callable[[LlamaForCausalLM], dict] | None = None,
 ) -> Path:
     """Train a model from scratch, or go on where `directory` stopped; returns the model's folder.
 
-    `directory` gets `log.jsonl` (a row a step: step, tokens, loss, rate, seconds, and validation
-    losses by kind of token), `checkpoints/`, and at the end `model/`. `on_step` is given each row.
-    SIGINT saves a checkpoint and raises `KeyboardInterrupt`. Raises `InputError` where the loss is
-    lost (NaN, or a spike), and on a directory with another run in it.
+    `directory` gets `log.jsonl` (a row a step: step, tokens, padding, loss, rate, seconds, and at
+    each validation the losses by kind of token and what `judge` says of the model),
+    `checkpoints/`, and at the end `model/`. `on_step` is given each row. SIGINT saves a checkpoint
+    and raises `KeyboardInterrupt`. Raises `InputError` where the loss is lost (NaN, or a spike),
+    and on a directory with another run in it.
     """
     directory = Path(directory)
     done = directory / "model"
@@ -255,25 +173,29 @@ def train(
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         data, held = (
-            prepare(some, tok, config.max_tokens, directory / name) if some else None
+            prepare(some, tok, config.max_tokens, directory / name, config.tasks, config.stakes)
+            if some
+            else None
             for some, name in ((examples, "train"), (valid, "valid"))
         )
     if data is None:
         raise InputError("no examples to train on: label the corpus first")
-    run = {**asdict(config), "data": data.digest, "processes": accelerator.num_processes}
+    run = asdict(config) | {"tasks": sorted(config.tasks), "data": data.digest}
+    run |= {"processes": accelerator.num_processes}
     if (done / "training.json").exists():
         if json.loads((done / "training.json").read_text())["run"] == run:
             return done
         raise InputError(f"{done}: a model with other settings or data; use another directory")
 
-    llama = shapes.build(
+    llama = model.build(
         config.preset, len(tok), config.seed, pad_token_id=tok.ids[PAD], eos_token_id=tok.ids[END]
     )
-    made = optimizers(llama, config)
-    objective, *made = accelerator.prepare(Objective(llama, config), *made)
+    objective, *made = accelerator.prepare(Objective(llama, config), *optimizers(llama, config))
+    if config.compiled:
+        objective.compile(dynamic=True)
     state = {"step": 0, "tokens": 0, "seconds": 0.0, "smooth": None, "best": math.inf, "run": run}
-    checkpoints = directory / "checkpoints"
-    found = _newest(checkpoints, run, accelerator.print)
+    folder = directory / "checkpoints"
+    found = checkpoints.newest(folder, run, accelerator.print)
     if found:
         accelerator.load_state(str(found[0]))
         state = {key: found[1][key] for key in state}
@@ -283,9 +205,7 @@ def train(
         write_atomic(log, b"".join(rows))
 
     micro = config.accumulate * accelerator.num_processes  # batches of one step, on all devices
-    stream = batches(
-        data, config.tokens_per_batch, config.seed, config.repeat_improved, config.curriculum
-    )
+    stream = batches(data, config.tokens_per_batch, config.seed, config.curriculum)
     stream = islice(stream, state["step"] * micro, None)
     bar = tqdm(
         total=config.steps or round(config.seconds),
@@ -295,35 +215,34 @@ def train(
         disable=not (progress and main),
     )
     start = time.perf_counter() - state["seconds"]
-    with _interrupts() as caught, log.open("a") as rows, bar:
-        while True:
-            share = (
-                state["step"] / config.steps
-                if config.steps
-                else (state["seconds"] / config.seconds)
-            )
-            if share >= 1:
-                break
+
+    def done_share() -> float:
+        if config.steps:
+            return state["step"] / config.steps
+        return state["seconds"] / config.seconds
+
+    with checkpoints.interrupts() as caught, log.open("a") as rows, bar:
+        while (share := done_share()) < 1:
             for optimizer in made:
                 for group in optimizer.param_groups:
                     group["lr"] = rate(share, config)
-            loss = 0.0
+            loss, used, paid = 0.0, 0, 0
             for number, picked in enumerate(islice(stream, micro)):
                 if number % accelerator.num_processes != accelerator.process_index:
                     continue
-                ids, kinds = collate(data, picked, tok.ids[PAD])
-                ids, kinds = ids.to(accelerator.device), kinds.to(accelerator.device)
-                part, _, _ = objective(ids, kinds)
+                batch = collate(data, picked, tok.ids[PAD])
+                used, paid = used + batch.tokens, paid + batch.kinds.numel()
+                part, _, _ = objective(batch.to(accelerator.device))
                 accelerator.backward(part / config.accumulate)
                 loss += part.item() / config.accumulate
-                state["tokens"] += int((kinds >= 0).sum()) * accelerator.num_processes
             norm = float(accelerator.clip_grad_norm_(objective.parameters(), config.clip))
+            state["tokens"] += used * accelerator.num_processes
             state["smooth"] = loss if state["step"] == 0 else 0.95 * state["smooth"] + 0.05 * loss
             if not math.isfinite(loss + norm) or state["smooth"] > state["best"] + config.spike:
                 raise InputError(
                     f"the loss was lost at step {state['step'] + 1} ({loss:g}, "
                     f"gradient {norm:g}): lower learning_rate, now "
-                    f"{config.learning_rate:g}; {checkpoints} holds what came before"
+                    f"{config.learning_rate:g}; {folder} holds what came before"
                 )
             state["best"] = min(state["best"], state["smooth"])
             for optimizer in made:
@@ -331,92 +250,35 @@ def train(
                 optimizer.zero_grad()
             state["step"] += 1
             state["seconds"] = time.perf_counter() - start
-            last = state["step"] == config.steps or (
-                config.seconds is not None and state["seconds"] >= config.seconds
-            )
             row = {
                 "step": state["step"],
                 "tokens": state["tokens"],
+                "padding": 1 - used / paid,
                 "loss": loss,
                 "rate": rate(share, config),
                 "norm": norm,
                 "seconds": state["seconds"],
             }
-            if held is not None and (last or state["step"] % config.validate_every == 0):
-                row |= validate(objective, held, config, tok.ids[PAD])
+            last = done_share() >= 1
+            if last or state["step"] % config.validate_every == 0:
+                if held is not None:
+                    row |= validate(objective, held, config, tok.ids[PAD])
+                if judge and main:
+                    row |= judge(accelerator.unwrap_model(objective).llama)
             if main:
                 rows.write(json.dumps(row) + "\n")
                 rows.flush()
                 if on_step:
                     on_step(row)
-            bar.update(
-                (state["step"] if config.steps else min(round(state["seconds"]), bar.total)) - bar.n
-            )
+            bar.update(round(done_share() * bar.total) - bar.n)
             bar.set_postfix(loss=f"{state['smooth']:.3f}", refresh=False)
             if last or caught or state["step"] % config.checkpoint_every == 0:
-                with _writing(checkpoints):
-                    _save(accelerator, checkpoints, state)
+                with checkpoints.writing(folder):
+                    checkpoints.save(accelerator, folder, state)
             if caught:
                 raise KeyboardInterrupt(f"stopped at step {state['step']}, saved")
     if main:
-        with _writing(done):
-            _export(accelerator.unwrap_model(objective).llama, tok, done, {"run": run, **row})
+        with checkpoints.writing(done):
+            trained = accelerator.unwrap_model(objective).llama
+            model.export(trained, tok, done, training={"run": run, **row})
     return done
-
-
-# --- model folders -----------------------------------------------------------------------------
-
-
-def _export(llama: LlamaForCausalLM, tok: Tokenizer, folder: Path, training: dict) -> None:
-    partial = folder.with_name(".partial-model")
-    shutil.rmtree(partial, ignore_errors=True)
-    hf_logging.disable_progress_bar()
-    llama.save_pretrained(partial)
-    tok.save(partial)
-    write_atomic(partial / "training.json", json.dumps(training, indent=1).encode())
-    partial.replace(folder)
-
-
-def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
-    """A trained model, ready to generate, and its tokenizer, from a Hugging Face folder.
-
-    Only safetensors are read, nothing is downloaded or unpickled. Raises `InputError` that names
-    the file where one is missing, damaged, or does not fit the others.
-    """
-    folder = Path(folder)
-    tok = tokenizer.load(folder)
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text())
-        if values.get("model_type") != "llama":
-            raise ValueError("not a Llama's")
-        config = LlamaConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a foreign file can upset the library in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: no usable configuration ({reason}); train again") from None
-    hf_logging.disable_progress_bar()
-    weights = folder / "model.safetensors"
-    if len(tok) != config.vocab_size:
-        raise InputError(
-            f"{path}: {config.vocab_size} tokens, but tokenizer.json has {len(tok)}; "
-            "use the tokenizer that the model was trained with"
-        )
-    try:
-        with safe_open(weights, "pt"):  # headers and sizes are checked on opening
-            pass
-        llama, info = LlamaForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            attn_implementation="sdpa",
-            dtype="auto",
-        )
-    except Exception as error:  # config.json may hold a shape that cannot be built, too
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{weights}: not readable weights ({reason}); train again") from None
-    odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if odd:
-        raise InputError(f"{weights}: {len(odd)} tensors do not fit config.json, {odd[0]} first")
-    return llama.eval(), tok

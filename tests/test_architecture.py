@@ -13,10 +13,11 @@ from llmopt.config import ROOT
 
 RANKS = (
     {"config", "passes", "ir", "metrics", "journal"},
-    {"llvm", "frontend", "sources", "tables", "tokenizer"},
+    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints"},
     {"sandbox", "prompt", "model"},
-    {"extract", "autotune", "dataset"},
-    {"corpus", "train", "generate", "baselines", "labels"},
+    {"extract", "autotune", "dataset", "generate", "judge"},
+    {"corpus", "train", "choose", "baselines", "labels"},
+    {"validation"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
     {"cli"},
 )

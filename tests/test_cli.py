@@ -111,7 +111,7 @@ def test_evaluate_writes_the_documented_json(model, tmp_path):
     assert set(value["protocols"]) == {"stripped", "minsize"}
     for found in value["protocols"].values():
         assert found["functions"] == 6 and found["oz"] > 0
-        assert set(found["methods"]) == {"autotuner", "model-greedy", "single-list"}
+        assert set(found["methods"]) == {"autotuner", "model", "single-list"}
         for row in found["methods"].values():
             low, high = row["ci95"]
             assert low <= row["improvement"] <= high

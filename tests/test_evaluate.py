@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from llmopt import evaluate, generate, ir, model, passes, tables, tokenizer
+from llmopt import evaluate, generate, ir, judge, model, passes, tables, tokenizer
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.labels import Budget, label
 from llmopt.prompt import Answer
@@ -65,7 +65,7 @@ def test_every_method_has_a_row_for_every_function(result, functions):
 def test_rows_are_what_llvm_says(result, functions, labels):
     texts = dict(zip(functions.id, functions.ir, strict=True))
     for row in result.rows.itertuples():
-        choice = evaluate.choose(texts[row.id], row.protocol, passes.parse(row.passes))
+        choice = judge.choice(texts[row.id], row.protocol, passes.parse(row.passes))
         assert (choice.oz, choice.count, choice.status) == (row.oz, row.count, row.status)
     tuned = result.rows[result.rows.method == evaluate.AUTOTUNER]
     known = labels.set_index(["id", "protocol"])
@@ -87,7 +87,7 @@ def test_json_has_the_agreed_shape(result, functions):
             for name in ("improved", "regressed", "extra_compilations"):
                 assert isinstance(row[name], int)
         assert found["methods"]["autotuner"]["regressed"] == 0
-        assert found["methods"]["model-greedy"]["extra_compilations"] == 0
+        assert found["methods"]["model"]["extra_compilations"] == 0
         code = found["codegen"]
         assert code["functions"] == 2
         assert 0 <= code["compiles"] <= 100 and 0 <= code["exact_match"] <= code["compiles"]
@@ -102,10 +102,10 @@ def test_written_code_that_fails_has_a_reason_and_a_class(result):
 
 def test_a_list_that_crashes_llvm_costs_a_compilation_and_ships_oz(sample):
     text = sample["parse_integer"]
-    choice = evaluate.choose(text, "stripped", CRASHING)
+    choice = judge.choice(text, "stripped", CRASHING)
     assert choice.status == "crash"
     assert choice.count == choice.oz
-    assert choice.text == evaluate.choose(text, "stripped", passes.OZ).text
+    assert choice.text == judge.choice(text, "stripped", passes.OZ).text
 
 
 def test_a_crash_is_one_method_s_and_one_function_s(functions, labels, folder, tmp_path):
@@ -178,20 +178,20 @@ def test_nothing_to_evaluate_is_an_error(functions, labels, folder, tmp_path):
 
 def test_ir_that_does_not_parse_is_refused():
     with pytest.raises(InputError, match="parse"):
-        evaluate.choose("define i32 @f( {\n", "stripped", passes.OZ)
+        judge.choice("define i32 @f( {\n", "stripped", passes.OZ)
 
 
 # --- judging written code ------------------------------------------------------------------------
 
 
 def judged(sample, code: str | None, error: str | None = None) -> dict:
-    choice = evaluate.choose(sample["gcd"], "stripped", passes.OZ)
+    choice = judge.choice(sample["gcd"], "stripped", passes.OZ)
     answer = Answer(passes.OZ, choice.unoptimised, choice.oz, code, error)
-    return evaluate._judge_code(sample["gcd"], "stripped", choice, answer)
+    return judge.written(sample["gcd"], "stripped", choice, answer)
 
 
 def test_perfect_code_is_exact(sample):
-    best = evaluate.choose(sample["gcd"], "stripped", passes.OZ)
+    best = judge.choice(sample["gcd"], "stripped", passes.OZ)
     row = judged(sample, best.text)
     assert row["compiles"] and row["exact"] and row["kind"] == row["error"] == ""
     assert row["predicted_after"] == row["count"]
@@ -205,12 +205,12 @@ def test_other_code_compiles_without_being_exact(sample):
 @pytest.mark.parametrize(
     ("edit", "kind"),
     [
-        (lambda text: "", evaluate.NO_CODE),
-        (lambda text: None, evaluate.NO_CODE),
+        (lambda text: "", judge.NO_CODE),
+        (lambda text: None, judge.NO_CODE),
         (lambda text: text.replace("ret i32 ", "ret i32 %nowhere ;"), "undefined value"),
         (lambda text: text.replace("ret i32", "ret ptr"), "type error"),
         (lambda text: text.replace("define i32", "define define"), "syntax error"),
-        (lambda text: "\n".join(text.splitlines()[:4])[:-3], evaluate.CUT_OFF),
+        (lambda text: "\n".join(text.splitlines()[:4])[:-3], judge.CUT_OFF),
     ],
 )
 def test_broken_code_is_classified(sample, edit, kind):
@@ -243,12 +243,12 @@ def test_table_by_hand():
         rows(
             ("autotuner", 10, 8, "gvn"),
             ("autotuner", 30, 30, "-Oz"),
-            ("model-greedy", 10, 7, "sroa"),
-            ("model-greedy", 30, 35, "gvn,dce"),
-            ("model-greedy", 40, 40, "-Oz"),
+            ("model", 10, 7, "sroa"),
+            ("model", 30, 35, "gvn,dce"),
+            ("model", 40, 40, "-Oz"),
         )
     ).set_index("method")
-    tuned, said = found.loc["autotuner"], found.loc["model-greedy"]
+    tuned, said = found.loc["autotuner"], found.loc["model"]
     assert tuned.percent == pytest.approx(5.0) and tuned.extra_compilations == 14
     assert tuned.with_oz_backup == tuned.percent
     assert tuned.with_oz_backup_compilations == 14, "the search has compiled -Oz already"
@@ -291,7 +291,7 @@ def test_code_summary_by_hand():
             "count": [5, 4],
             "compiles": [True, False],
             "exact": [True, False],
-            "kind": ["", evaluate.NO_CODE],
+            "kind": ["", judge.NO_CODE],
             "protocol": ["stripped"] * 2,
             "code": ["ret i32 %1 and some more", ""],
             "reference": ["ret i32 %1 and some more", "ret void"],
@@ -305,4 +305,4 @@ def test_code_summary_by_hand():
     assert found["counts_given"] == 1
     assert found["bleu_of_copying_the_input"] == pytest.approx(1.0)
     assert found["bleu"] < 1
-    assert tables.errors(code).to_dict() == {"stripped": {evaluate.NO_CODE: 1}}
+    assert tables.errors(code).to_dict() == {"stripped": {judge.NO_CODE: 1}}

@@ -56,7 +56,7 @@ def test_whole_answers_have_their_form(tok, seed):
 def test_every_walk_through_the_grammar_is_readable(tok, choices, longest):
     from llmopt import prompt
 
-    grammar = generate.Grammar(tok, 0, 1, longest)
+    grammar = generate.Grammar(tok, [0], longest)
     written = []
     for choice in choices:
         allowed = grammar.allowed(written)
@@ -90,6 +90,18 @@ def test_the_list_is_the_same_with_and_without_the_rest(tok):
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-6)
 
 
+def test_a_given_list_is_kept_and_the_rest_follows_from_it(tok):
+    llama = random_model(tok, 2)
+    whole = generate.greedy(llama, tok, FUNCTIONS, max_new_tokens=60)
+    lists = [one.answer.passes for one in whole]
+    again = generate.greedy(llama, tok, FUNCTIONS, max_new_tokens=40, lists=lists)
+    for one, other in zip(whole, again, strict=True):
+        assert one.text.startswith(other.text.removesuffix("<|end|>")[:30])
+        assert one.answer.before == other.answer.before
+    other = generate.greedy(llama, tok, FUNCTIONS, max_new_tokens=40, lists=[("dce", "-Oz")] * 10)
+    assert {one.answer.passes for one in other} == {("dce", "-Oz")}
+
+
 def test_log_probability_is_the_models(tok):
     llama = random_model(tok, 3)
     text, protocol = FUNCTIONS[0]
@@ -98,7 +110,7 @@ def test_log_probability_is_the_models(tok):
 
     ids, _ = prompt.encode_prompt(text, protocol, tok)
     ids = [*ids, tok.ids[tokenizer.PASSES]]
-    grammar = generate.Grammar(tok, 0, 1)
+    grammar = generate.Grammar(tok, [0])
     total, written = 0.0, []
     for number in [*(tok.ids[tokenizer.mark(p)] for p in one.answer.passes), tok.ids[BEFORE]]:
         with torch.no_grad():

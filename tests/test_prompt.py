@@ -32,7 +32,7 @@ def tok():
 
 def test_answers_are_read_back_in_the_programs_own_names():
     text, names = prompt.render_prompt(BEFORE, "minsize")
-    assert text.startswith("<|minsize|><|input|>") and "@lookup" not in text
+    assert text.startswith("<|input|>") and text.endswith("<|minsize|>") and "@lookup" not in text
     answer = prompt.render_answer(EXAMPLE, names)
     assert answer.startswith("<|passes|><|sroa<modify-cfg>|><|-Oz|><|before|>7<|after|>4<|code|>")
     assert "@table" not in answer

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmopt import dataset, model, tokenizer, train
+from llmopt import dataset, model, passes, tokenizer, train
 from llmopt.config import ROOT, InputError
-from llmopt.prompt import Example
+from llmopt.dataset import Stakes
+from llmopt.prompt import TASKS, Example
 from llmopt.train import TrainConfig
 
 CONFIG = TrainConfig(
@@ -86,7 +87,7 @@ def test_the_model_folder_is_hugging_faces(trained, tok):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = trained / "model"
-    ours, our_tok = train.load(folder)
+    ours, our_tok = model.load(folder)
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     assert len(AutoTokenizer.from_pretrained(folder)) == len(our_tok) == len(tok)
     ids = torch.tensor([tok.encode(EXAMPLES[0].ir)])
@@ -190,7 +191,7 @@ def test_damaged_and_foreign_models_are_refused_by_name(trained, tmp_path):
         shutil.copytree(trained / "model", folder)
 
     with pytest.raises(InputError, match="tokenizer.json: no such file"):
-        train.load(tmp_path)
+        model.load(tmp_path)
     for name, spoil in (
         ("model.safetensors", lambda data: data[:-50]),
         ("model.safetensors", lambda data: b"\x80\x04pickle"),
@@ -202,12 +203,16 @@ def test_damaged_and_foreign_models_are_refused_by_name(trained, tmp_path):
         fresh()
         (folder / name).write_bytes(spoil((folder / name).read_bytes()))
         with pytest.raises(InputError, match=name.replace(".", r"\.")):
-            train.load(folder)
+            model.load(folder)
     fresh()
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        train.load(folder)
+        model.load(folder)
+
+
+def pad(tok):
+    return tok.ids[tokenizer.PAD]
 
 
 def test_batches_cover_an_epoch_with_little_padding(tok, tmp_path):
@@ -216,41 +221,98 @@ def test_batches_cover_an_epoch_with_little_padding(tok, tmp_path):
     seen, used, paid = [], 0, 0
     while len(seen) < 400:
         rows = next(stream)
-        sizes = data.spans[rows, 1]
-        assert sizes.max() * len(rows) <= 1000
+        batch = dataset.collate(data, rows, pad(tok))
+        assert batch.kinds.numel() <= 1000
+        assert batch.tokens == data.functions[rows][:, [1, 4]].sum()
         seen += rows.tolist()
-        used, paid = used + sizes.sum(), paid + sizes.max() * len(rows)
+        used, paid = used + batch.tokens, paid + batch.kinds.numel()
     assert sorted(seen) == list(range(400)) and used / paid > 0.95
-    twice = dataset.batches(data, 1000, repeat_improved=3)
-    shown = np.concatenate([next(twice) for _ in range(60)])[:668]
-    counts = np.bincount(shown, minlength=400)
-    assert counts[data.improved].mean() > 2 * counts[~data.improved].mean()
+    sizes = data.functions[:, 1]
     first = [
-        data.spans[rows, 1].mean()
+        sizes[rows].mean()
         for rows, _ in zip(dataset.batches(data, 1000, curriculum=5.0), range(10), strict=False)
     ]
-    assert np.mean(first[:5]) < np.mean(first[5:]) < data.spans[:, 1].mean()
+    assert np.mean(first[:5]) < np.mean(first[5:]) < sizes.mean()
 
 
 def test_kinds_mark_list_counts_and_code(tok, tmp_path):
     data = dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d")
-    ids, kinds = data[0]
-    listed = tok.decode(ids[kinds == 1])
-    assert listed == "<|instcombine<no-verify-fixpoint>|><|-Oz|><|before|>"
-    assert tok.decode(ids[kinds == 2]) == "2<|after|>1"
-    assert tok.decode(ids[kinds == 3]).startswith("<|code|>define i32 @f0")
+    (ids, kinds, weight), *others = data.answers(0)
+    assert not others and weight == 1
+    assert tok.decode(data.prompt(0)).startswith("<|input|>define i32 @f0")
+    assert tok.decode(ids[kinds == dataset.GIVEN]) == "<|stripped|><|passes|>"
+    assert tok.decode(ids[kinds == 1]) == "<|instcombine<no-verify-fixpoint>|><|-Oz|><|before|>"
+    assert tok.decode(ids[kinds == 2]) == "2<|after|>1<|code|>"
+    assert tok.decode(ids[kinds == 3]).startswith("define i32 @f0")
     again = dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d")
     assert again.digest == data.digest
-    short = dataset.prepare(EXAMPLES, tok, 45, tmp_path / "d")
-    assert short.left_out and len(short.spans) + short.left_out == len(EXAMPLES)
-    with pytest.raises(InputError, match="at most 3 tokens"):
+
+
+def test_what_is_too_long_is_cut_or_left_out_and_counted(tok, tmp_path):
+    whole = dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d")
+    longest = (whole.functions[:, 1] + whole.functions[:, 4]).max()
+    cut = dataset.prepare(EXAMPLES, tok, int(longest) - 1, tmp_path / "d")
+    assert 0 < cut.cut < len(EXAMPLES) and not cut.left_out and not whole.cut
+    lost = int((whole.functions[:, 1] + whole.functions[:, 4]).argmax())
+    assert tok.decode(list(cut.answers(lost))[0][0]).endswith("<|code|>")
+    short = dataset.prepare(EXAMPLES, tok, int(whole.functions[:, 1].max()), tmp_path / "d")
+    assert short.left_out and len(short.functions) + short.left_out == len(EXAMPLES)
+    with pytest.raises(InputError, match="fits 3 tokens"):
         dataset.prepare(EXAMPLES, tok, 3, tmp_path / "d")
 
 
-def test_rates_warm_up_and_fall_to_a_tenth():
-    config = TrainConfig(steps=100, learning_rate=1.0, warmup=0.1)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_can_be_left_out(tok, tmp_path, task):
+    rest = [name for name in TASKS if name != task]
+    data = dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d", rest)
+    ids, kinds, weight = next(data.answers(0))
+    kept = {dataset.KINDS[kind] for kind in kinds[kinds > 0]}
+    text = tok.decode(ids)
+    assert (weight > 0) == ("list" in rest) and kept >= set(rest) - {"list"}
+    assert ("<|after|>1" in text) == ("counts" in rest) and ("define" in text) == ("code" in rest)
+    with pytest.raises(InputError, match="unknown task 'lists'"):
+        dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d", ["lists"])
+
+
+def test_lists_share_the_loss_by_what_they_save():
+    best, near, poor = ("gvn",), ("sroa<modify-cfg>",), ("dce",)
+    gains = ((passes.OZ, 0), (near, 4), (("adce",), 4), (poor, -8), (("sccp",), 5), (best, 5))
+    example = replace(EXAMPLES[0], passes=best, gains=gains)
+    found, stake = dataset.soft_labels(example, Stakes())
+    assert set(found) == {best, near} and found[near] == pytest.approx(found[best] / np.e)
+    assert sum(found.values()) == pytest.approx(1)
+    assert stake == pytest.approx(5 - (5 + 5 + 0 + 4 + 4 - 8) / 6)
+    unknown = dataset.soft_labels(replace(example, passes=("licm",)), Stakes())
+    assert set(unknown[0]) == {("sccp",), near}
+    only = {best: 1.0}
+    assert dataset.soft_labels(example, Stakes(temperature=0)) == (only, 1.0)
+    assert dataset.soft_labels(replace(example, gains=()), Stakes()) == (only, 1.0)
+    same = replace(example, passes=passes.OZ, gains=((passes.OZ, 0), (near, 0)))
+    assert dataset.soft_labels(same, Stakes()) == ({passes.OZ: 1.0}, 0.0)
+
+
+def test_branches_see_the_prompt_and_themselves_only(tok, tmp_path):
+    gains = ((passes.OZ, 0), (("gvn",), 3), (("dce",), 2))
+    two = [replace(e, passes=("gvn",), gains=gains) for e in EXAMPLES[3:5]]
+    both = [replace(e, protocol=p) for e in two for p in ("stripped", "minsize")]
+    data = dataset.prepare(both, tok, 2048, tmp_path / "d", stakes=Stakes(temperature=1.0))
+    batch = dataset.collate(data, [0, 1], pad(tok))
+    assert data.functions[:, 3].tolist() == [4, 4]
+    llama = model.build("smoke", len(tok), 0).eval()
+    hidden = model.answer(llama, batch.prompts, batch.answers, batch.mask, batch.positions)
+    for i in range(2):
+        at = batch.prompts.shape[1]
+        for ids, _, _ in data.answers(i):
+            alone = torch.tensor([[*data.prompt(i).tolist(), *ids.tolist()]])
+            plain = llama.model(input_ids=alone).last_hidden_state[0, -len(ids) :]
+            assert torch.allclose(hidden[i, at : at + len(ids)], plain, atol=1e-5)
+            at += len(ids)
+
+
+def test_rates_warm_up_stay_and_fall():
+    config = TrainConfig(steps=100, learning_rate=1.0, warmup=0.1, decay=0.5, final_rate=0.1)
     rates = [train.rate(i / 100, config) for i in range(101)]
-    assert max(rates) == rates[10] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert rates[10] == rates[50] == max(rates) == 1.0 and rates[-1] == pytest.approx(0.1)
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
 
 
@@ -270,11 +332,15 @@ def test_bad_settings_are_refused(wrong):
 
 
 def test_loss_weights_are_a_weighted_mean(tok, tmp_path):
-    data = dataset.prepare(EXAMPLES[:4], tok, 2048, tmp_path / "d")
-    ids, kinds = dataset.collate(data, range(4), tok.ids[tokenizer.PAD])
+    gains = ((passes.OZ, 0), (("gvn",), 3), (("dce",), 2))
+    some = [replace(e, passes=("gvn",), gains=gains) for e in EXAMPLES[:2]] + EXAMPLES[2:4]
+    data = dataset.prepare(some, tok, 2048, tmp_path / "d", stakes=Stakes(temperature=1.0))
+    batch = dataset.collate(data, range(4), pad(tok))
     llama = model.build("smoke", len(tok), 0)
     config = TrainConfig(steps=1, prompt_weight=0.5, list_weight=3.0)
-    loss, each, kept = train.Objective(llama, config)(ids, kinds)
+    loss, each, kept = train.Objective(llama, config)(batch)
     weight = torch.tensor([0.5, 3.0, 1.0, 1.0])[kept]
-    assert loss.item() == pytest.approx(((each * weight).sum() / weight.sum()).item(), rel=1e-5)
-    assert len(each) == int((kinds >= 0).sum()) - 4  # nothing predicts the first token
+    worth = weight * batch.weights[:, 1:][batch.kinds[:, 1:] >= 0]
+    assert len(set(worth.tolist())) > 4
+    assert loss.item() == pytest.approx(((each * worth).sum() / weight.sum()).item(), rel=1e-5)
+    assert len(each) == int((batch.kinds >= 0).sum()) - 4  # nothing predicts the first token

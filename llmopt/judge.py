@@ -1,0 +1,80 @@
+"""What LLVM says of one answer: what its list does, and whether its code stands.
+
+Lists are compiled; what a model *writes* is only judged, never used (paper, Section II-C). Nothing
+here runs a model or sums anything up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmopt import ir, metrics, passes, sandbox
+from llmopt.config import InputError
+from llmopt.prompt import Answer
+
+NO_CODE, CUT_OFF = "no code", "cut off"  # answers that LLVM's parser is not even asked about
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a pass list did to one function. Counts in instructions; `status` as in `llvm.Run`.
+
+    `count` is that of -Oz where the list failed. `text` is the resulting normalised IR.
+    """
+
+    passes: tuple[str, ...]
+    unoptimised: int
+    oz: int
+    count: int
+    status: str
+    text: str
+
+
+def choice(text: str, protocol: str, names: Sequence[str]) -> Choice:
+    """Compile the function `text` with -Oz and with the list, in one sandbox call.
+
+    Raises `InputError` where the function is not valid IR or even -Oz fails on it.
+    """
+    names = tuple(names)
+    before, oz, run = sandbox.shared().run(text, protocol, [(), passes.OZ, names], text=True)
+    if not (before.ok and oz.ok):
+        bad = oz if before.ok else before
+        raise InputError(f"LLVM cannot optimise the function: {bad.status}: {bad.message}")
+    used = run if run.ok else oz
+    return Choice(names, before.count, oz.count, used.count, run.status, used.text)
+
+
+def written(text: str, protocol: str, chosen: Choice, answer: Answer) -> dict:
+    """The row of one written answer to the function `text` whose list led to `chosen`: counts and
+    their predictions, whether the code compiles and is exactly LLVM's, and if not, why."""
+    code = ir.normalise(answer.code or "")
+    run = sandbox.shared().check([code], protocol)[0]
+    compiles = run.ok and bool(code) and run.count > 0
+    message = "" if compiles else run.message or "no function"
+    if not code:
+        message = answer.error or NO_CODE
+    return {
+        "unoptimised": chosen.unoptimised,
+        "count": chosen.count,
+        "predicted_before": answer.before,
+        "predicted_after": answer.after,
+        "compiles": compiles,
+        "exact": code == chosen.text,
+        "error": message,
+        "kind": "" if compiles else _kind(message, code, answer),
+        "code": code,
+        "reference": chosen.text,
+        "input": text,
+    }
+
+
+def _kind(message: str, code: str, answer: Answer) -> str:
+    """The error class of code that does not compile; cut off where only its end is wrong."""
+    if not code:
+        return NO_CODE
+    line = re.match(r"line (\d+):", message)
+    if answer.error and line and int(line[1]) >= code.count("\n") > 1:
+        return CUT_OFF
+    return metrics.classify_error(message)

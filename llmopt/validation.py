@@ -1,0 +1,87 @@
+"""The paper's validation curves (Figure 2): what a model in training is worth, beside its loss.
+
+Lists are judged by what `labels` knows of each, so they cost no compilation; code is generated for
+a few short functions, and compiled. The final word is `evaluate`'s, on the test split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from transformers import LlamaForCausalLM
+
+from llmopt import choose, generate, judge, metrics, prompt
+from llmopt.choose import List
+from llmopt.config import PROTOCOLS
+from llmopt.prompt import Example
+from llmopt.tokenizer import Tokenizer
+
+
+class Curves:
+    """Called with a model, gives its curves (percentages, BLEU in 0 … 1): `improvement_PROTOCOL`
+    over -Oz and `oz_share_PROTOCOL` of the likeliest list, on at most `functions` examples of each
+    protocol; `compiles`, `exact`, `bleu`, `mape_before`, `mape_after` of whole answers to the
+    `written` shortest of them, of at most `max_new_tokens` tokens.
+    """
+
+    def __init__(
+        self,
+        tok: Tokenizer,
+        examples: Sequence[Example],
+        lists: Mapping[str, Sequence[List]],
+        functions: int = 200,
+        written: int = 32,
+        max_new_tokens: int = 256,
+    ):
+        self.tok, self.max_new_tokens = tok, max_new_tokens
+        self.examples = {
+            protocol: [e for e in examples if e.protocol == protocol and e.gains][:functions]
+            for protocol in PROTOCOLS
+        }
+        self.rule = choose.rule(lists)
+        every = [e for own in self.examples.values() for e in own]
+        self.written = sorted(every, key=lambda e: prompt.length(e, tok))[:written]
+
+    def __call__(self, llama: LlamaForCausalLM) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for protocol, own in self.examples.items():
+            lists = self._lists(llama, own)
+            known = [
+                (e.oz, dict(e.gains).get(names, 0), names)
+                for e, names in zip(own, lists, strict=True)
+            ]
+            if known:
+                oz, gains, names = zip(*known, strict=True)
+                found[f"improvement_{protocol}"] = 100 * sum(gains) / sum(oz)
+                same = sum(one == self.rule.lists[protocol][0] for one in names)
+                found[f"oz_share_{protocol}"] = 100 * same / len(names)
+        return found | (self._code(llama) if self.written else {})
+
+    def _lists(self, llama: LlamaForCausalLM, examples: Sequence[Example]) -> list[List]:
+        asked = [(e.ir, e.protocol) for e in examples]
+        scores = choose.score(llama, self.tok, asked, self.rule.lists)
+        return [
+            self.rule.choose(protocol, values)
+            for (_, protocol), values in zip(asked, scores, strict=True)
+        ]
+
+    def _code(self, llama: LlamaForCausalLM) -> dict[str, float]:
+        lists = self._lists(llama, self.written)
+        asked = [(e.ir, e.protocol) for e in self.written]
+        made = generate.greedy(llama, self.tok, asked, self.max_new_tokens, lists=lists)
+        rows = []
+        for (text, protocol), names, one in zip(asked, lists, made, strict=True):
+            chosen = judge.choice(text, protocol, names)
+            rows.append(judge.written(text, protocol, chosen, one.answer))
+        found = {
+            "compiles": 100 * float(np.mean([row["compiles"] for row in rows])),
+            "exact": 100 * float(np.mean([row["exact"] for row in rows])),
+            "bleu": metrics.bleu([r["code"] for r in rows], [r["reference"] for r in rows]),
+        }
+        for name, true in (("before", "unoptimised"), ("after", "count")):
+            said = [(r[f"predicted_{name}"], r[true]) for r in rows]
+            said = [pair for pair in said if pair[0] is not None]
+            if said:
+                found[f"mape_{name}"] = metrics.mape(*zip(*said, strict=True))
+        return found
