@@ -81,6 +81,12 @@ class Tokens:
     cut: int
     digest: str
 
+    def count(self) -> np.ndarray:
+        """Tokens of each of `KINDS`, and last those that are given."""
+        size, listed, counts, code = self.branches[:, 1:].T
+        parts = self.functions[:, 1], counts - listed, code - counts, size - code, listed
+        return np.array([int(part.sum()) for part in parts])
+
     def prompt(self, i: int) -> np.ndarray:
         start, size = self.functions[i, :2]
         return self.ids[start : start + size]

@@ -59,7 +59,7 @@ def answers(
     with journal.Journal(directory / f"answers-{protocol}-{what}.sqlite") as done:
         known = done.keys()
         if not known.issuperset(functions.id):
-            ask = _asker(folder, max_new_tokens, passes_only)
+            ask = asker(folder, max_new_tokens, passes_only)
             # Like lengths together: little padding. A chunk is asked whole or not at all, so that
             # an answer never depends on where a run was interrupted.
             rows = functions.iloc[functions.ir.str.len().argsort(kind="stable")]
@@ -76,8 +76,11 @@ def answers(
         return {key: _answer(row) for key, row in done.items() if key in wanted}
 
 
-def _asker(folder: Path, max_new_tokens: int, passes_only: bool):
-    """What gives a model's answers to (normalised IR, protocol) pairs."""
+def asker(
+    folder: Path, max_new_tokens: int = 2, passes_only: bool = True
+) -> Callable[[list[tuple[str, str]]], list[Answer]]:
+    """What gives a model's answers to (normalised IR, protocol) pairs: pass lists alone, or whole
+    answers of at most `max_new_tokens` tokens."""
     from llmopt import choose, generate, model  # torch, for those who need it
 
     llama, tok = model.load(folder)

@@ -496,6 +496,37 @@ def training_curves(log: pd.DataFrame) -> list[Axes]:
     return list(axes)
 
 
+@styled
+def validation_curves(log: pd.DataFrame) -> list[Axes]:
+    """The paper's Figure 2: what the model is worth on validation functions, against tokens seen.
+
+    `log` holds the rows at which `validation.Curves` was asked; what it lacks is not drawn.
+    """
+    need(log, "validated steps")
+    _, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.0), sharex=True)
+    panels = (
+        ("over -Oz (%)", [(f"improvement_{p}", p, LOOKS[p]) for p in PROTOCOLS]),
+        ("-Oz answered (%)", [(f"oz_share_{p}", p, LOOKS[p]) for p in PROTOCOLS]),
+        ("of answers (%)", [("compiles", "code compiles", SERIES[2]),
+                            ("exact", "code exact", SERIES[3])]),
+        ("error of counts (%)", [("mape_before", "before", SERIES[2]),
+                                 ("mape_after", "after", SERIES[3])]),
+    )  # fmt: skip
+    for axis, (title, series) in zip(axes.flat, panels, strict=True):
+        axis.set_ylabel(title)
+        for name, label, look in series:
+            if name in log:
+                rows = log.dropna(subset=[name])
+                axis.plot(rows.tokens / 1e6, rows[name], label=label, markersize=3.5, **line(look))
+        axis.legend()
+    axes[0, 0].axhline(0, color=GREY, linewidth=0.8)
+    axes[1, 1].set_yscale("log")
+    for axis in axes[1]:
+        axis.set_xlabel("tokens seen (millions)")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+    return list(axes.flat)
+
+
 # --- 08: pass ordering ---------------------------------------------------------------------------
 
 

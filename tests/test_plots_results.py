@@ -46,6 +46,7 @@ FIGURES = {
         pd.DataFrame({"free": [0.01, 0.99], "held": [1.0, np.nan]}, index=["gvn", "other"]),
     ),
     "training_curves": (LOG,),
+    "validation_curves": (LOG.assign(improvement_stripped=1.0, compiles=[np.nan, 2.0, 3.0]),),
     "improvement_by_method": (tables.table(ROWS),),
     "list_lengths": ({protocol: LENGTHS for protocol in PROTOCOLS},),
     "rate_by_size": (

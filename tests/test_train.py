@@ -244,6 +244,10 @@ def test_kinds_mark_list_counts_and_code(tok, tmp_path):
     assert tok.decode(ids[kinds == 1]) == "<|instcombine<no-verify-fixpoint>|><|-Oz|><|before|>"
     assert tok.decode(ids[kinds == 2]) == "2<|after|>1<|code|>"
     assert tok.decode(ids[kinds == 3]).startswith("define i32 @f0")
+    every = [data.prompt(i) * 0 for i in range(len(EXAMPLES))]
+    every += [kinds for i in range(len(EXAMPLES)) for _, kinds, _ in data.answers(i)]
+    every = np.concatenate(every)
+    assert data.count().tolist() == [int((every == kind).sum()) for kind in (0, 1, 2, 3, -1)]
     again = dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d")
     assert again.digest == data.digest
 
