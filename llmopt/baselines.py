@@ -1,17 +1,23 @@
-"""What a model has to beat: the single best pass list other than -Oz, tried on everything.
+"""What a model has to beat: one pass list for everything, and a choice by counting.
 
 One fixed list costs no search and no model; with -Oz kept wherever it is better, it is the cheapest
-alternative there is (DESIGN 4). Larger coresets and learned choosers come later.
+alternative there is (DESIGN 4). `Features` chooses among the same lists as the model, from counts
+of opcodes, loops and constants alone: what reading the code has to be better than.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 
+import numpy as np
 import pandas as pd
 
-from llmopt import passes, sandbox
+from llmopt import ir, passes, sandbox
 from llmopt.config import InputError
+from llmopt.prompt import Example
 
 
 def single_list(
@@ -48,3 +54,105 @@ def single_list(
         table = list((executor or alone).map(gain, rows))
     totals = [sum(column) for column in zip(*table, strict=True)]
     return min(zip(totals, lists, strict=True), key=lambda pair: (-pair[0], len(pair[1])))[1]
+
+
+_OPCODE = re.compile(r"(?:%[-\w$.]+ = )?(?:(?:tail|musttail|notail) )?(\w+)")
+_TARGET = re.compile(r"label %([-\w$.]+)")
+_LABEL = re.compile(r"([-\w$.]+):")
+_NUMBER = re.compile(r"(?<![%@\w.$-])-?\d+(?![\w.])")
+_CALLEE = re.compile(r"@([-\w$.]+)\(")
+
+
+def count_features(text: str) -> Counter[str]:
+    """Counts of a function's normalised IR: each opcode, blocks, branches backwards (loops),
+    comparisons with constants by size, constants by size, and calls of each intrinsic."""
+    found: Counter[str] = Counter()
+    for header, body in ir.bodies(text):
+        found["parameters"] += header.count(" %")
+        seen: set[str] = {"0"}
+        for line in body:
+            if label := _LABEL.match(line):
+                seen.add(label[1])
+                found["blocks"] += 1
+                continue
+            opcode = _OPCODE.match(line)[1]
+            found[f"op {opcode}"] += 1
+            found["instructions"] += 1
+            found["loops"] += any(target in seen for target in _TARGET.findall(line))
+            for number in _NUMBER.findall(line.split(", align ")[0]):
+                size = min(len(str(abs(int(number)))), 4)
+                found[f"digits {size}"] += 1
+                found[f"{opcode} digits {size}"] += opcode in ("icmp", "getelementptr", "switch")
+            if opcode in ("call", "invoke") and (callee := _CALLEE.search(line)):
+                intrinsic = callee[1].startswith("llvm.")
+                found[f"call {'.'.join(callee[1].split('.')[:3])}"] += intrinsic
+                found["call other"] += not intrinsic
+    return found
+
+
+class Features:
+    """Gradient boosting on `count_features`: the gain of each list is predicted, and the best taken
+    where it promises more than `margin` instructions over -Oz.
+
+    `lists` are the candidates under each protocol. Gains are cut at `most` instructions for the
+    learning, so that a few functions do not decide everything.
+    """
+
+    def __init__(self, lists: Mapping[str, Sequence[tuple[str, ...]]], most: float = 30.0):
+        self.lists = {p: [names for names in own if names != passes.OZ] for p, own in lists.items()}
+        self.most = most
+        self.margin: dict[str, float] = {}
+        self.predictors: dict[str, list] = {}
+
+    def fit(self, train: Sequence[Example], valid: Sequence[Example]) -> Features:
+        """Learn gains from `train`, and from `valid` the margins that save most there."""
+        from sklearn.ensemble import HistGradientBoostingRegressor
+        from sklearn.feature_extraction import DictVectorizer
+
+        if not any(e.gains for e in train):
+            raise InputError("no gains to learn from: these examples come without a coreset")
+        texts = {e.id: e.ir for e in train}
+        self.vectors = DictVectorizer(sparse=False)
+        rows = self.vectors.fit_transform([count_features(text) for text in texts.values()])
+        row = {key: i for i, key in enumerate(texts)}
+        for protocol, lists in self.lists.items():
+            own = [e for e in train if e.protocol == protocol]
+            x = rows[[row[e.id] for e in own]]
+            known = [dict(e.gains) for e in own]
+            self.predictors[protocol] = []
+            for names in lists:
+                y = np.clip([gains.get(names, 0) for gains in known], -self.most, self.most)
+                learner = HistGradientBoostingRegressor(random_state=0)
+                self.predictors[protocol].append(learner.fit(x, y))
+            self.margin[protocol] = self._fit_margin(protocol, valid)
+        return self
+
+    def _fit_margin(self, protocol: str, valid: Sequence[Example]) -> float:
+        own = [e for e in valid if e.protocol == protocol and e.gains]
+        if not own or not self.lists[protocol]:
+            return 3.0
+        promised, best = self._promised(protocol, [e.ir for e in own])
+        gains = [
+            dict(e.gains).get(self.lists[protocol][i], 0) for i, e in zip(best, own, strict=True)
+        ]
+        steps = sorted(zip(promised, gains, strict=True), reverse=True)
+        saved = np.cumsum([gain for _, gain in steps])
+        return steps[int(saved.argmax())][0] if saved.max() > 0 else float(np.inf)
+
+    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+        return self.vectors.transform([count_features(text) for text in texts])
+
+    def _promised(self, protocol: str, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        x = self._vectors(texts)
+        table = np.stack([learner.predict(x) for learner in self.predictors[protocol]], axis=1)
+        return table.max(axis=1), table.argmax(axis=1)
+
+    def choose(self, protocol: str, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        """A list for each function's normalised IR."""
+        if not len(texts) or not self.lists[protocol]:
+            return [passes.OZ] * len(texts)
+        promised, best = self._promised(protocol, texts)
+        return [
+            self.lists[protocol][i] if worth >= self.margin[protocol] else passes.OZ
+            for worth, i in zip(promised, best, strict=True)
+        ]

@@ -518,7 +518,8 @@ def validation_curves(log: pd.DataFrame) -> list[Axes]:
             if name in log:
                 rows = log.dropna(subset=[name])
                 axis.plot(rows.tokens / 1e6, rows[name], label=label, markersize=3.5, **line(look))
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     axes[0, 0].axhline(0, color=GREY, linewidth=0.8)
     axes[1, 1].set_yscale("log")
     for axis in axes[1]:

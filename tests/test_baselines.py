@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from llmopt import baselines, ir, passes, sandbox
-from llmopt.config import InputError
+from llmopt.config import PROTOCOLS, InputError
+from llmopt.prompt import Example
 
 LISTS = ("mem2reg,simplifycfg", "-O1", "dce", "newgvn,mem2reg,instcombine<no-verify-fixpoint>")
 
@@ -62,3 +63,74 @@ def test_without_labels_it_says_what_to_do(functions, labels):
         baselines.single_list(functions, labels, "minsize")
     with pytest.raises(InputError, match="no labels"):
         baselines.single_list(functions.head(0), labels, "stripped")
+
+
+LOOP = """define i32 @f(i32 %0) {
+br label %2
+2:
+%3 = phi i32 [ 0, %1 ], [ %4, %2 ]
+%4 = add i32 %3, 1
+%5 = icmp eq i32 %4, 1000
+br i1 %5, label %6, label %2
+6:
+%7 = tail call i32 @llvm.smax.i32(i32 %4, i32 %0)
+%8 = call i32 @g(i32 %7)
+ret i32 %8
+}
+declare i32 @llvm.smax.i32(i32, i32)
+declare i32 @g(i32)
+"""
+
+
+def test_features_are_counts():
+    found = baselines.count_features(LOOP)
+    expected = {
+        "instructions": 8,
+        "blocks": 2,
+        "loops": 1,
+        "op add": 1,
+        "op br": 2,
+        "op call": 2,
+        "icmp digits 4": 1,
+        "call llvm.smax.i32": 1,
+        "call other": 1,
+        "parameters": 1,
+    }
+    assert {name: found[name] for name in expected} == expected  # fmt: skip
+    assert baselines.count_features("") == {}
+
+
+def examples(n: int, start: int = 0) -> list[Example]:
+    """Every list pays where something is multiplied, the second most; elsewhere both cost."""
+    made = []
+    for i in range(start, start + n):
+        word = "mul" if i % 3 == 0 else "add"
+        code = "".join(f"%{k + 2} = {word} i32 %{k + 1}, {i}\n" for k in range(i % 5 + 1))
+        text = f"define i32 @f(i32 %1) {{\n{code}ret i32 %1\n}}\n"
+        good = word == "mul"
+        gains = ((passes.OZ, 0), (("gvn",), 2 if good else -4), (("dce",), 6 if good else -2))
+        made += [Example(f"{i}", p, text, passes.OZ, 3, 2, text, 2, gains) for p in PROTOCOLS]
+    return made
+
+
+def test_a_choice_by_counting_takes_what_pays():
+    lists = dict.fromkeys(PROTOCOLS, [passes.OZ, ("gvn",), ("dce",)])
+    chooser = baselines.Features(lists).fit(examples(300), examples(60, start=300))
+    for protocol in PROTOCOLS:
+        unseen = [e for e in examples(60, start=400) if e.protocol == protocol]
+        right = [("dce",) if " mul " in e.ir else passes.OZ for e in unseen]
+        assert chooser.choose(protocol, [e.ir for e in unseen]) == right
+        assert 0 < chooser.margin[protocol] <= 6.5
+        assert chooser.choose(protocol, []) == []
+
+
+def test_where_nothing_pays_oz_is_taken():
+    losing = [
+        Example(e.id, e.protocol, e.ir, passes.OZ, 3, 2, e.ir, 2, ((passes.OZ, 0), (("gvn",), -1)))
+        for e in examples(100)
+    ]
+    lists = dict.fromkeys(PROTOCOLS, [("gvn",)])
+    chooser = baselines.Features(lists).fit(losing, losing)
+    assert set(chooser.choose("minsize", [e.ir for e in losing])) == {passes.OZ}
+    with pytest.raises(InputError, match="without a coreset"):
+        baselines.Features(lists).fit([], [])
