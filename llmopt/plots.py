@@ -503,7 +503,7 @@ def validation_curves(log: pd.DataFrame) -> list[Axes]:
     `log` holds the rows at which `validation.Curves` was asked; what it lacks is not drawn.
     """
     need(log, "validated steps")
-    _, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.0), sharex=True)
+    _, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.4))
     panels = (
         ("over -Oz (%)", [(f"improvement_{p}", p, LOOKS[p]) for p in PROTOCOLS]),
         ("-Oz answered (%)", [(f"oz_share_{p}", p, LOOKS[p]) for p in PROTOCOLS]),
@@ -522,7 +522,7 @@ def validation_curves(log: pd.DataFrame) -> list[Axes]:
             axis.legend()
     axes[0, 0].axhline(0, color=GREY, linewidth=0.8)
     axes[1, 1].set_yscale("log")
-    for axis in axes[1]:
+    for axis in axes.flat:
         axis.set_xlabel("tokens seen (millions)")
         axis.xaxis.set_major_locator(MaxNLocator(5))
     return list(axes.flat)
