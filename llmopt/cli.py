@@ -577,6 +577,23 @@ def bench_labels(
         raise typer.Exit(1)
 
 
+@bench_app.command("corpus", epilog="Example: llmopt bench corpus --scale smoke")
+def bench_corpus(scale: Scale = None, as_json: Json = False) -> None:
+    """Build the scale's corpus from nothing and join it with the released labels; exits with 1
+    where one of its functions has no label."""
+    set_scale(scale)
+    value = benchmark("corpus")()
+    if as_json:
+        emit(value)
+    else:
+        print(
+            f"{value['compiled']} of {value['files']} files compiled in {value['seconds']:.0f} s, "
+            f"{value['functions']} functions, {value['unlabelled']} without a label"
+        )
+    if value["unlabelled"]:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line; every expected failure is one line on standard error."""
     try:

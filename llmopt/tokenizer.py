@@ -134,6 +134,12 @@ def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 def _read(directory: Path) -> Core:
     path = Path(directory) / "tokenizer.json"
+    older = Path(directory) / "encoder.json", Path(directory) / "vocab.bpe"  # GPT-2's own form
+    if not path.is_file() and all(part.is_file() for part in older):
+        core = Core(models.BPE.from_file(*map(str, older)))
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        return core
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a folder that holds a trained tokenizer")
     try:
@@ -159,9 +165,23 @@ def load(directory: Path) -> Tokenizer:
     return Tokenizer(core)
 
 
-def adopt(directory: Path) -> Tokenizer:
-    """Any Hugging Face `tokenizer.json` (Llama 2's, say) with our marks added after its tokens."""
-    core = _read(directory)
+def adopt(where: Path | str) -> Tokenizer:
+    """Any other tokenizer with our marks added after its tokens: of a folder with a Hugging Face
+    `tokenizer.json` (or GPT-2's two files), or of the hub by its name.
+
+    `adopt("meta-llama/Llama-2-7b-hf")` is the paper's, for those who have been given access to it.
+    Raises `InputError` where it is not to be had.
+    """
+    if Path(where).is_dir():
+        core = _read(Path(where))
+    else:
+        try:
+            core = Core.from_pretrained(str(where))
+        except Exception as error:  # the library raises a bare Exception
+            raise InputError(
+                f"{where}: neither a folder nor a tokenizer that the hub gives out here "
+                f"({str(error).splitlines()[0]})"
+            ) from None
     core.no_padding()
     core.no_truncation()
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in MARKS])

@@ -1,5 +1,6 @@
 """The tokenizer: exact round trips, marks that text cannot forge, bytes that repeat."""
 
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Core
-from tokenizers import models
+from tokenizers import models, pre_tokenizers
 
 from llmopt import tokenizer
 from llmopt.config import ROOT, InputError
@@ -134,6 +135,23 @@ def test_a_foreign_tokenizer_is_adopted(tmp_path):
     ids = [tok.ids[tokenizer.BEFORE], *tok.encode("12"), tok.ids[tokenizer.AFTER]]
     assert tok.decode(ids) == "<|before|>12<|after|>"
     assert len(tok.digit_ids) == 11
+
+
+def test_gpt2s_two_files_are_adopted(tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {sign: i for i, sign in enumerate([*alphabet, "Ġi", "Ġi3"])}
+    (tmp_path / "encoder.json").write_text(json.dumps(words))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ i\nĠi 3\n")
+    tok = tokenizer.adopt(tmp_path)
+    assert [tok.decode([n]) for n in tok.encode("add i32")] == ["a", "d", "d", " i", "3", "2"]
+    assert len(tok) == len(words) + len(tokenizer.MARKS)
+
+
+def test_a_tokenizer_that_is_not_to_be_had_is_named(tmp_path):
+    with pytest.raises(InputError, match="no-one/nothing: neither a folder nor"):
+        tokenizer.adopt("no-one/nothing")
+    with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
+        tokenizer.adopt(tmp_path)
 
 
 def test_too_little_to_train_on_is_refused():

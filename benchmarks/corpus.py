@@ -1,0 +1,47 @@
+"""What does the corpus cost, and is it the one that the labels were made for?
+
+The scale's corpus is fetched, compiled and split from nothing, in a folder of its own, and its
+functions are joined with the released labels by their ids.
+"""
+
+import os
+import tempfile
+import time
+
+import pandas as pd
+
+from llmopt import config, frontend, llvm, pipeline
+from llmopt import labels as labelling
+
+
+def measure() -> dict:
+    """The rebuild as a JSON value. `unlabelled` functions are asked for by the scale and have no
+    released label; `lost` ones have a label, and the corpus of the reference scale lacks them."""
+    before = os.environ.get("LLMOPT_HOME")
+    labels = labelling.read(labelling.RELEASED)
+    with tempfile.TemporaryDirectory(prefix="llmopt-corpus-") as home:
+        os.environ["LLMOPT_HOME"] = home
+        try:
+            started = time.time()
+            report = pipeline.report()
+            seconds = time.time() - started
+            wanted = pipeline.wanted().id
+        finally:
+            os.environ.pop("LLMOPT_HOME")
+            if before is not None:
+                os.environ["LLMOPT_HOME"] = before
+    projects = pd.DataFrame(report["projects"])
+    return {
+        "command": f"llmopt bench corpus --scale {config.scale().name}",
+        "projects": len(projects),
+        "missing": [row["project"] for row in report["missing"]],
+        "files": int(projects.files.sum()),
+        "compiled": int(projects.compiled.sum()),
+        "functions": len(wanted),
+        "unlabelled": int((~wanted.isin(labels.id)).sum()),
+        "lost": len(set(labels.id) - set(wanted)),
+        "cores": os.cpu_count(),
+        "clang": frontend.available()[1],
+        "llvm": llvm.version(),
+        "seconds": round(seconds, 1),
+    }
