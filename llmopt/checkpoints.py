@@ -1,8 +1,9 @@
 """Checkpoints: all of a training run's state, whole on disk or not there.
 
-`accelerate` saves weights, optimizers and random states; here they get a manifest with the digest
-of each file, so that a damaged checkpoint is found out and the one before it used. Nothing here
-knows what is trained.
+Weights and the optimizers' state are gathered from wherever they are sharded to and written by one
+process, with a manifest that holds the digest of each file: a damaged checkpoint is found out and
+the one before it used. Training draws no random numbers beyond the first weights, so none are kept.
+Nothing here knows what is trained.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
 from llmopt.config import InputError, write_atomic
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -42,25 +47,58 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def save(accelerator: Accelerator, folder: Path, state: dict, keep: int = 2) -> None:
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def gather(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All weights, whole, from wherever they are sharded to; empty but in the main process."""
+    return get_model_state_dict(module, options=_WHOLE)
+
+
+def save(
+    accelerator: Accelerator,
+    objective: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    folder: Path,
+    state: dict,
+    keep: int = 2,
+) -> None:
     """Save into `folder/step-N`, written beside and renamed; the last `keep` stay."""
-    target = folder / f"step-{state['step']:07d}"
-    partial = folder / f".partial-{target.name}"
+    weights, moments = get_state_dict(objective, optimizers, options=_WHOLE)
     if accelerator.is_main_process:
+        target = folder / f"step-{state['step']:07d}"
+        partial = folder / f".partial-{target.name}"
         shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    # That tied weights are saved once is as it should be, and no news at every checkpoint.
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        manifest = {**state, "files": _digests(partial)}
+        partial.mkdir(parents=True)
+        flat = {f"{p} {kind}": t for p, own in moments["state"].items() for kind, t in own.items()}
+        for name, tensors in (("weights", weights), ("optimizers", flat)):
+            copies = {key: tensor.clone() for key, tensor in tensors.items()}  # none of them shared
+            save_file(copies, partial / f"{name}.safetensors")
+        manifest = {**state, "groups": moments["param_groups"], "files": _digests(partial)}
         write_atomic(partial / "manifest.json", json.dumps(manifest).encode())
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
         for old in sorted(folder.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def restore(
+    objective: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer], path: Path
+) -> None:
+    """Put a checkpoint's state into a model and its optimizers, sharded as they are."""
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(path / "optimizers.safetensors").items():
+        parameter, kind = key.split()
+        moments.setdefault(parameter, {})[kind] = tensor
+    groups = json.loads((path / "manifest.json").read_text())["groups"]
+    set_state_dict(
+        objective,
+        optimizers,
+        model_state_dict=load_file(path / "weights.safetensors"),
+        optim_state_dict={"state": moments, "param_groups": groups},
+        options=_WHOLE,
+    )
 
 
 def newest(folder: Path, run: dict, say: Callable[[str], None]) -> tuple[Path, dict] | None:

@@ -130,13 +130,21 @@ def fast(device: torch.device) -> torch.autocast:
 # --- model folders -----------------------------------------------------------------------------
 
 
-def export(llama: LlamaForCausalLM, tok: Tokenizer, folder: Path, **beside: object) -> None:
+def export(
+    llama: LlamaForCausalLM,
+    tok: Tokenizer,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+    **beside: object,
+) -> None:
     """Write a model folder, whole or not at all: weights as safetensors, configuration, tokenizer,
-    and each of `beside` as `NAME.json`."""
+    and each of `beside` as `NAME.json`. `weights` are the model's own where they are sharded."""
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     logging.disable_progress_bar()
-    llama.save_pretrained(partial)
+    if weights and llama.config.tie_word_embeddings:
+        weights = {name: t for name, t in weights.items() if name != "lm_head.weight"}
+    llama.save_pretrained(partial, state_dict=weights)
     tok.save(partial)
     for name, value in beside.items():
         (partial / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
@@ -61,6 +65,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     precision: str = "no"  # accelerate's mixed precision: "no" or "bf16"
     compiled: bool = False  # torch.compile; pays on an accelerator
+    sharded: bool = False  # weights, gradients and moments spread over the processes (FSDP)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +76,8 @@ class TrainConfig:
             raise InputError("a training run: steps, seconds and batches must be above zero")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"unknown optimizer {self.optimizer!r}: use adamw or muon")
+        if self.sharded and self.optimizer == "muon":
+            raise InputError("muon needs whole matrices: shard with optimizer adamw")
         model.shape(self.preset)
 
 
@@ -121,6 +128,14 @@ def optimizers(llama: torch.nn.Module, config: TrainConfig) -> list[torch.optim.
     return made
 
 
+def shard(objective: Objective, device: torch.device) -> None:
+    """Spread each layer's parameters over all processes; what is not in a layer, in one piece."""
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for layer in objective.llama.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+
+
 def rate(fraction: float, config: TrainConfig) -> float:
     """Learning rate when `fraction` of the run is done: a linear warm-up, a plateau, and a linear
     fall over the last `decay` of the run."""
@@ -169,7 +184,10 @@ def train(
     """
     directory = Path(directory)
     done = directory / "model"
-    accelerator = Accelerator(mixed_precision=config.precision)
+    many = int(os.environ.get("WORLD_SIZE", 1)) > 1  # as `accelerate launch` says it
+    accelerator = Accelerator(
+        mixed_precision=config.precision, cpu=many and not torch.cuda.is_available()
+    )
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         data, held = (
@@ -190,14 +208,19 @@ def train(
     llama = model.build(
         config.preset, len(tok), config.seed, pad_token_id=tok.ids[PAD], eos_token_id=tok.ids[END]
     )
-    objective, *made = accelerator.prepare(Objective(llama, config), *optimizers(llama, config))
+    objective = Objective(llama, config).to(accelerator.device)
+    if config.sharded:
+        shard(objective, accelerator.device)
+    made = optimizers(llama, config)
+    # What is sharded needs the precision only, and no second wrapper around it.
+    wrapped = accelerator.prepare_model(objective, evaluation_mode=config.sharded)
     if config.compiled:
-        objective.compile(dynamic=True)
+        wrapped.compile(dynamic=True)
     state = {"step": 0, "tokens": 0, "seconds": 0.0, "smooth": None, "best": math.inf, "run": run}
     folder = directory / "checkpoints"
     found = checkpoints.newest(folder, run, accelerator.print)
     if found:
-        accelerator.load_state(str(found[0]))
+        checkpoints.restore(objective, made, found[0])
         state = {key: found[1][key] for key in state}
     log = directory / "log.jsonl"
     if main:
@@ -232,11 +255,15 @@ def train(
                     continue
                 batch = collate(data, picked, tok.ids[PAD])
                 used, paid = used + batch.tokens, paid + batch.kinds.numel()
-                part, _, _ = objective(batch.to(accelerator.device))
+                part, _, _ = wrapped(batch.to(accelerator.device))
                 accelerator.backward(part / config.accumulate)
                 loss += part.item() / config.accumulate
-            norm = float(accelerator.clip_grad_norm_(objective.parameters(), config.clip))
-            state["tokens"] += used * accelerator.num_processes
+            norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), config.clip)
+            norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            sums = torch.tensor([loss, used, paid], device=accelerator.device, dtype=torch.float64)
+            loss, used, paid = accelerator.reduce(sums).tolist()
+            loss /= accelerator.num_processes
+            state["tokens"] += int(used)
             state["smooth"] = loss if state["step"] == 0 else 0.95 * state["smooth"] + 0.05 * loss
             if not math.isfinite(loss + norm) or state["smooth"] > state["best"] + config.spike:
                 raise InputError(
@@ -262,9 +289,9 @@ def train(
             last = done_share() >= 1
             if last or state["step"] % config.validate_every == 0:
                 if held is not None:
-                    row |= validate(objective, held, config, tok.ids[PAD])
-                if judge and main:
-                    row |= judge(accelerator.unwrap_model(objective).llama)
+                    row |= validate(wrapped, held, config, tok.ids[PAD])
+                if judge and main and not config.sharded:
+                    row |= judge(llama)
             if main:
                 rows.write(json.dumps(row) + "\n")
                 rows.flush()
@@ -274,11 +301,12 @@ def train(
             bar.set_postfix(loss=f"{state['smooth']:.3f}", refresh=False)
             if last or caught or state["step"] % config.checkpoint_every == 0:
                 with checkpoints.writing(folder):
-                    checkpoints.save(accelerator, folder, state)
+                    checkpoints.save(accelerator, objective, made, folder, state)
             if caught:
                 raise KeyboardInterrupt(f"stopped at step {state['step']}, saved")
+    weights = checkpoints.gather(llama)
     if main:
         with checkpoints.writing(done):
-            trained = accelerator.unwrap_model(objective).llama
-            model.export(trained, tok, done, training={"run": run, **row})
+            model.export(llama, tok, done, weights, training={"run": run, **row})
+    accelerator.wait_for_everyone()
     return done

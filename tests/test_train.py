@@ -163,7 +163,7 @@ def test_a_killed_run_ends_in_the_same_bytes(trained, tok, tmp_path):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(trained, tok, tmp_path, capsys):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "model")
-    newest = tmp_path / "checkpoints" / "step-0000030" / "model.safetensors"
+    newest = tmp_path / "checkpoints" / "step-0000030" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     train.train(EXAMPLES, VALID, tok, CONFIG, tmp_path, progress=False)
     assert "step-0000030 is damaged" in capsys.readouterr().out

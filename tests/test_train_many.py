@@ -1,0 +1,74 @@
+"""Several processes train the same model as one: copies of it (DDP), or shares of it (FSDP)."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import CONFIG, EXAMPLES, ROOT, log, losses
+
+from llmopt import model, tokenizer, train
+from llmopt.config import InputError
+
+SETTINGS = replace(CONFIG, steps=6, optimizer="adamw", checkpoint_every=3, validate_every=3)
+CHILD = """
+import os, sys; sys.path[:0] = [sys.argv[2] + "/tests", sys.argv[2]]
+from dataclasses import replace
+from pathlib import Path
+from test_train_many import EXAMPLES, SETTINGS, tokenizer, train
+kill = int(sys.argv[4])
+tok = tokenizer.train([e.ir for e in EXAMPLES], 500)
+train.train(EXAMPLES, EXAMPLES[:9], tok, replace(SETTINGS, sharded=sys.argv[3] == "shares"),
+            Path(sys.argv[1]), progress=False,
+            on_step=lambda row: row["step"] == kill and os._exit(9))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("alone")
+    tok = tokenizer.train([e.ir for e in EXAMPLES], 500)
+    settings = replace(SETTINGS, accumulate=2)
+    train.train(EXAMPLES, EXAMPLES[:9], tok, settings, directory, progress=False)
+    return directory
+
+
+def two(directory, how, kill=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    child = directory.parent / "child.py"
+    child.write_text(CHILD)
+    return subprocess.run(
+        [*command, str(child), str(directory), str(ROOT), how, str(kill)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["copies", "shares"])
+def test_two_processes_train_to_the_losses_of_one(alone, tmp_path, how):
+    if how == "shares":  # and a run that was killed goes on
+        assert two(tmp_path / how, how, kill=5).returncode
+        assert len(log(tmp_path / how)) == 5
+    done = two(tmp_path / how, how)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for ours, theirs in zip(losses(tmp_path / how), losses(alone), strict=True):
+        assert ours[:2] == theirs[:2] and ours[2] == pytest.approx(theirs[2], rel=1e-5)
+        assert ours[3] is None if theirs[3] is None else ours[3] == pytest.approx(theirs[3], 1e-5)
+    made, expected = (
+        load_file(path / "model" / "model.safetensors") for path in (tmp_path / how, alone)
+    )
+    assert made.keys() == expected.keys()
+    for name, tensor in made.items():
+        assert torch.allclose(tensor, expected[name], atol=1e-4), name
+    model.load(tmp_path / how / "model")
+
+
+def test_muon_is_not_sharded():
+    with pytest.raises(InputError, match="muon needs whole matrices"):
+        replace(SETTINGS, sharded=True, optimizer="muon")
