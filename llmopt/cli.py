@@ -577,6 +577,32 @@ def bench_labels(
         raise typer.Exit(1)
 
 
+@bench_app.command("train", epilog="Example: llmopt bench train --preset smoke --steps 3 --json")
+def bench_train(
+    preset: Annotated[str, typer.Option(help="A model preset.")] = "reference",
+    steps: Annotated[int, typer.Option(min=1)] = 5,
+    tokens: Annotated[int, typer.Option(min=600, help="A batch, padding included.")] = 4096,
+    compiled: Annotated[bool, typer.Option("--compiled", help="With torch.compile.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A training step beside a matrix product of the same machine; memory beside its plan."""
+    from llmopt import model
+
+    model.shape(preset)
+    precisions = ["no"] if model.fast_precision() == "no" else ["no", "bf16"]
+    rows = benchmark("train")(preset, precisions, steps, tokens, compiled)
+    if as_json:
+        emit(rows)
+        return
+    for row in rows:
+        print(
+            f"{row['preset']}, {'bfloat16' if row['precision'] == 'bf16' else 'float32'} on "
+            f"{row['device']}: {row['tokens_per_second']:.0f} tokens a second, "
+            f"{row['utilisation']:.0%} of a matrix product; peak {row['peak_bytes'] / 2**20:.0f} "
+            f"MiB, planned {row['planned_bytes'] / 2**20:.0f}"
+        )
+
+
 @bench_app.command("corpus", epilog="Example: llmopt bench corpus --scale smoke")
 def bench_corpus(scale: Scale = None, as_json: Json = False) -> None:
     """Build the scale's corpus from nothing and join it with the released labels; exits with 1

@@ -15,7 +15,7 @@ RANKS = (
     {"config", "passes", "ir", "metrics", "journal"},
     {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints"},
     {"sandbox", "prompt", "model"},
-    {"extract", "autotune", "dataset", "generate", "judge"},
+    {"extract", "autotune", "dataset", "generate", "judge", "plan"},
     {"corpus", "train", "choose", "baselines", "labels"},
     {"validation"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},

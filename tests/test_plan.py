@@ -1,0 +1,58 @@
+"""Plans: the arithmetic is the model's, and memory falls with every device that shares it."""
+
+import json
+
+import pytest
+from test_cli import llmopt
+
+from llmopt import model, plan
+
+
+@pytest.mark.parametrize("preset", model.PRESETS)
+@pytest.mark.parametrize("vocabulary", [4096, 32000])
+def test_parameters_are_those_of_the_model(preset, vocabulary):
+    assert plan.count_parameters(preset, vocabulary) == model.parameters(preset, vocabulary)
+
+
+def test_llama_2_has_its_published_size():
+    # Touvron et al., 2023: "6.7B"; the checkpoint has 6,738,415,616 parameters.
+    assert plan.count_parameters("llama2-7b", 32000) == 6_738_415_616
+    assert 6 * 6.5e9 < plan.operations("llama2-7b", 32000, 2048) < 6 * 7.5e9
+
+
+def test_shares_fall_with_devices_and_activations_with_checkpoints():
+    whole = plan.plan("llama2-7b", 32000, 4096, 2048)
+    assert whole.weights == whole.gradients == 4 * whole.parameters
+    assert whole.optimizer == 8 * whole.parameters
+    shared = plan.plan("llama2-7b", 32000, 4096, 2048, devices=8)
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(shared, name) == getattr(whole, name) // 8
+    assert shared.activations == whole.activations
+    again = plan.plan("llama2-7b", 32000, 4096, 2048, checkpointed=True)
+    assert again.activations < whole.activations / 4
+    halves = plan.plan("llama2-7b", 32000, 4096, 2048, precision="bf16")
+    assert halves.weights == whole.weights and halves.activations < whole.activations
+    muon = plan.plan("reference", 4096, 4096, 400, "muon")
+    assert 4 * muon.parameters < muon.optimizer < 8 * muon.parameters
+
+
+def test_time_is_operations_over_speed():
+    one = plan.plan("llama2-7b", 32000, 4096, 2048)
+    # The paper: 620 GPU days on V100s for 15.7 billion tokens; so at some 12 TFLOP/s each.
+    days = one.seconds(15.7e9, 12.5e12) / 86400
+    assert 550 < days < 700
+    assert one.seconds(1e9, 1e12, devices=4) == one.seconds(1e9, 1e12) / 4
+
+
+@pytest.mark.slow
+def test_bench_train_measures_speed_and_memory():
+    done = llmopt("bench", "train", "--preset", "smoke", "--steps", "1", "--tokens", "1200")
+    assert done.returncode == 0 and "tokens a second" in done.stdout
+    done = llmopt(
+        "bench", "train", "--preset", "smoke", "--steps", "1", "--tokens", "1200", "--json"
+    )
+    for row in json.loads(done.stdout):
+        assert 0 < row["utilisation"] < 1.5 and row["tokens_per_second"] > 0
+        assert row["parameters"] == model.parameters("smoke", 4096)
+    done = llmopt("bench", "train", "--preset", "smol")
+    assert done.returncode == 2 and "smoke" in done.stderr
