@@ -253,13 +253,23 @@ def tokenizer(scale: Scale = None, as_json: Json = False) -> None:
         print(value["folder"])
 
 
-@app.command(epilog="Example: LLMOPT_SCALE=smoke llmopt train")
-def train(scale: Scale = None, as_json: Json = False) -> None:
-    """Train the scale's model on its train split (what is missing before it is made first)."""
+@app.command(epilog="Example: llmopt train --scale smoke -o build/my-run")
+def train(
+    scale: Scale = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="Folder of the run; it outlives edits of the code.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the scale's model on its train split (what is missing before it is made first).
+
+    A run that was stopped goes on where its last whole checkpoint is.
+    """
     set_scale(scale)
+    check_folder(output)
     from llmopt import pipeline
 
-    folder = pipeline.model()
+    folder = pipeline.model(folder=output)
     if as_json:
         emit({"model": str(folder)})
     else:

@@ -20,7 +20,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -361,19 +361,23 @@ def single_lists(folder: Path) -> dict[str, tuple[str, ...]]:
         ) from None
 
 
-def model(on_step: Callable[[dict], None] | None = None) -> Path:
+def model(on_step: Callable[[dict], None] | None = None, folder: Path | None = None) -> Path:
     """The folder of the model trained on the train split, with the rule that it chooses by and the
     baselines' lists beside it.
 
-    `on_step` is handed to `train.train`: called with each logged row while the model learns.
+    `on_step` is handed to `train.train`: called with each logged row while the model learns. A
+    `folder` of one's own survives edits of the code: a long run goes on in it as long as its
+    settings and its data are the same.
     """
-    folder = model_folder()
+    folder = folder or model_folder()
     final = folder / "model"  # where `train.train` leaves it
-    with alone(folder):
+    many = int(os.environ.get("WORLD_SIZE", 1)) > 1  # processes that train together share the lock
+    with nullcontext() if many else alone(folder):
         if not (final / "baselines.json").exists():
             _train(folder, on_step)
-            config.write_atomic(final / "rule.json", _rule(final).encode())
-            config.write_atomic(final / "baselines.json", _baselines().encode())
+            if int(os.environ.get("RANK", 0)) == 0:
+                config.write_atomic(final / "rule.json", _rule(final).encode())
+                config.write_atomic(final / "baselines.json", _baselines().encode())
     return final
 
 

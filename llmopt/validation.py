@@ -31,8 +31,8 @@ class Curves:
         examples: Sequence[Example],
         lists: Mapping[str, Sequence[List]],
         functions: int = 200,
-        written: int = 32,
-        max_new_tokens: int = 256,
+        written: int = 16,
+        max_new_tokens: int = 200,
     ):
         self.tok, self.max_new_tokens = tok, max_new_tokens
         self.examples = {
