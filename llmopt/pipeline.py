@@ -318,7 +318,7 @@ def tokenizer_folder() -> Path:
     return stage("tokenizer", ("tokenizer", "prompt"), settings)
 
 
-def _texts(example: Example) -> Iterator[str]:
+def texts(example: Example) -> Iterator[str]:
     """What the model will read and write of an example, marks and counts aside."""
     renamed, names = ir.rename(example.ir)
     yield renamed
@@ -330,8 +330,8 @@ def tokenizer() -> tokenizers.Tokenizer:
     folder = tokenizer_folder()
     with alone(folder):
         if not (folder / "tokenizer.json").exists():
-            texts = (text for example in examples("train") for text in _texts(example))
-            tokenizers.train(texts, config.scale().vocabulary).save(folder)
+            parts = (text for example in examples("train") for text in texts(example))
+            tokenizers.train(parts, config.scale().vocabulary).save(folder)
     return tokenizers.load(folder)
 
 
