@@ -47,11 +47,12 @@ def one(preset: str, precision: str, steps: int, tokens_per_batch: int, compiled
 
     from llmopt import dataset, model, plan, train
 
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator()
     device = accelerator.device
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    config = train.TrainConfig(preset, steps=steps, tokens_per_batch=tokens_per_batch)
+    settings = {"tokens_per_batch": tokens_per_batch, "precision": precision}
+    config = train.TrainConfig(preset, steps=steps, **settings)
     objective = train.Objective(model.build(preset, VOCABULARY, 0), config).to(device)
     made = train.optimizers(objective.llama, config)
     wrapped = accelerator.prepare_model(objective)

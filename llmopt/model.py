@@ -114,8 +114,8 @@ def answer(llama: LlamaForCausalLM, prompts, answers, mask, positions) -> torch.
 
 
 def fast_precision(device: str = "cpu") -> str:
-    """`accelerate`'s name for the precision of matrix products that is fastest there: "bf16" on
-    accelerators and on processors with instructions for it (two to four times), else "no"."""
+    """The precision of matrix products that is fastest there: "bf16" on accelerators and on
+    processors with instructions for it (two to four times as fast), else "no", for float32."""
     if torch.device(device).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"

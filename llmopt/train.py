@@ -63,7 +63,7 @@ class TrainConfig:
     spike: float = 3.0  # nats by which the smoothed loss may rise above its best
     validate_every: int = 100
     checkpoint_every: int = 100
-    precision: str = "no"  # accelerate's mixed precision: "no" or "bf16"
+    precision: str = "no"  # "bf16": matrix products in bfloat16, all else in float32
     compiled: bool = False  # torch.compile; pays on an accelerator
     sharded: bool = False  # weights, gradients and moments spread over the processes (FSDP)
     seed: int = 0
@@ -76,6 +76,8 @@ class TrainConfig:
             raise InputError("a training run: steps, seconds and batches must be above zero")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"unknown optimizer {self.optimizer!r}: use adamw or muon")
+        if self.precision not in ("no", "bf16"):
+            raise InputError(f"unknown precision {self.precision!r}: use no or bf16")
         if self.sharded and self.optimizer == "muon":
             raise InputError("muon needs whole matrices: shard with optimizer adamw")
         model.shape(self.preset)
@@ -89,15 +91,18 @@ class Objective(torch.nn.Module):
         self.llama = llama
         weights = (config.prompt_weight, config.list_weight, config.count_weight, 1.0)
         self.weights = torch.tensor(weights)
+        self.halves = config.precision == "bf16"
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Loss (nats a token), and the losses and kinds of the tokens that have a weight."""
-        hidden = model.answer(self.llama, batch.prompts, batch.answers, batch.mask, batch.positions)
         targets = torch.cat([batch.prompts, batch.answers], dim=1)[:, 1:]
         kinds = batch.kinds[:, 1:]
         weight = self.weights.to(targets.device)[kinds] * (kinds >= 0)
         used = weight > 0
-        logits = self.llama.lm_head(hidden[:, :-1][used])  # only where there is something to learn
+        with torch.autocast(targets.device.type, torch.bfloat16, enabled=self.halves):
+            read = batch.prompts, batch.answers, batch.mask, batch.positions
+            hidden = model.answer(self.llama, *read)[:, :-1]
+            logits = self.llama.lm_head(hidden[used])  # only where there is something to learn
         losses = torch.nn.functional.cross_entropy(logits.float(), targets[used], reduction="none")
         worth = weight[used] * batch.weights[:, 1:][used]
         return (losses * worth).sum() / weight.sum(), losses.detach(), kinds[used]
@@ -185,9 +190,7 @@ def train(
     directory = Path(directory)
     done = directory / "model"
     many = int(os.environ.get("WORLD_SIZE", 1)) > 1  # as `accelerate launch` says it
-    accelerator = Accelerator(
-        mixed_precision=config.precision, cpu=many and not torch.cuda.is_available()
-    )
+    accelerator = Accelerator(cpu=many and not torch.cuda.is_available())
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         data, held = (

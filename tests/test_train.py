@@ -327,12 +327,21 @@ def test_rates_warm_up_stay_and_fall():
         {"steps": 1, "seconds": 1.0},
         {"steps": 0},
         {"steps": 1, "optimizer": "sgd"},
+        {"steps": 1, "precision": "fp8"},
         {"steps": 1, "preset": "huge"},
     ],
 )
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(InputError):
         TrainConfig(**wrong)
+
+
+def test_halves_give_nearly_the_same_loss_and_both_run_in_one_process(tok, tmp_path):
+    whole = replace(CONFIG, steps=2)
+    for name, config in (("whole", whole), ("halves", replace(whole, precision="bf16"))):
+        train.train(EXAMPLES, [], tok, config, tmp_path / name, progress=False)
+    ours, theirs = (log(tmp_path / name)[-1]["loss"] for name in ("halves", "whole"))
+    assert ours != theirs and ours == pytest.approx(theirs, rel=0.02)
 
 
 def test_loss_weights_are_a_weighted_mean(tok, tmp_path):
