@@ -23,8 +23,10 @@ def _core_seconds() -> float:
 
 def measure() -> dict:
     """The rebuild as a JSON value. `seconds` are of the clock and hang on what else the machine
-    does, `core_seconds` are of its processors. `unlabelled` functions are asked for by the scale and have no
-    released label; `lost` ones have a label, and the corpus of the reference scale lacks them."""
+    does, `core_seconds` are of its processors. `unlabelled` functions are asked for by the scale
+    and have no released label, `lost` ones have one and are not asked for. At the scale that the
+    labels were made at there should be none of either; at others, where another project has the
+    same function, another copy may have been kept."""
     before = os.environ.get("LLMOPT_HOME")
     labels = labelling.read(labelling.RELEASED)
     with tempfile.TemporaryDirectory(prefix="llmopt-corpus-") as home:
