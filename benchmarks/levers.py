@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmopt import config, dataset, ir, pipeline, tokenizer, train, validation
 from llmopt import model as models
+from llmopt.config import InputError
 
 BASE = train.TrainConfig(preset="classroom", steps=1)
 # name: (what is changed, settings that differ from the base)
@@ -43,14 +44,20 @@ LEVERS = {
 }
 
 
-def measure(names: list[str], functions: int, tokens: int, preset: str) -> list[dict]:
-    """A row a lever, from runs of `tokens` tokens over the first `functions` of the train split."""
-    ids = sorted({e.id for e in pipeline.examples("train")})[:functions]
-    chosen = set(ids)
-    known = [e for e in pipeline.examples("train") if e.id in chosen]
+def measure(names: list[str] | None, functions: int, tokens: int, preset: str) -> list[dict]:
+    """A row a lever (all, or those named), printed as it is made, from runs of `tokens` tokens over
+    the first `functions` of the train split."""
+    for name in names or ():
+        if name not in LEVERS:
+            raise InputError(
+                f"no lever {name!r}{config.nearest(name, LEVERS)}: use {', '.join(LEVERS)}"
+            )
+    every = pipeline.examples("train")
+    chosen = set(sorted({e.id for e in every})[:functions])
+    known = [e for e in every if e.id in chosen]
     held, lists = pipeline.examples("valid"), pipeline.coreset()
     rows = []
-    for name in names:
+    for name in names or LEVERS:
         what, changes = LEVERS[name]
         if name == "names as printed":
             kept, ir.rename = ir.rename, lambda text: (text, {})

@@ -613,6 +613,19 @@ def bench_train(
         )
 
 
+@bench_app.command("levers", epilog="Example: llmopt bench levers --only adamw --tokens 1000000")
+def bench_levers(
+    only: Annotated[list[str] | None, typer.Option(help="Runs to make; else all.")] = None,
+    functions: Annotated[int, typer.Option(min=1, help="Of the train split.")] = 8000,
+    tokens: Annotated[int, typer.Option(min=1, help="A run.")] = 4_000_000,
+    preset: Annotated[str, typer.Option(help="A model preset.")] = "classroom",
+    scale: Scale = None,
+) -> None:
+    """Train small models that differ in one setting each; a JSON row a run on standard output."""
+    set_scale(scale)
+    benchmark("levers")(only, functions, tokens, preset)
+
+
 @bench_app.command("corpus", epilog="Example: llmopt bench corpus --scale smoke")
 def bench_corpus(scale: Scale = None, as_json: Json = False) -> None:
     """Build the scale's corpus from nothing and join it with the released labels; exits with 1
