@@ -18,7 +18,8 @@ from llmopt import model as models
 from llmopt.config import InputError
 
 BASE = train.TrainConfig(preset="classroom", steps=1)
-# name: (what is changed, settings that differ from the base)
+MAX_TOKENS = 1024
+# name: (what is changed, settings of the run or of its tokens that differ from the base)
 LEVERS = {
     "base": ("nothing", {}),
     "adamw": ("AdamW for all weights, as in the paper", {"optimizer": "adamw"}),
@@ -64,7 +65,7 @@ def measure(names: list[str] | None, functions: int, tokens: int, preset: str) -
         try:
             rows.append(
                 {"name": name, "what": what}
-                | _run(known, held, lists, tokens, replace(BASE, preset=preset, **changes))
+                | _run(known, held, lists, tokens, {"preset": preset} | changes)
             )
         finally:
             if name == "names as printed":
@@ -73,26 +74,25 @@ def measure(names: list[str] | None, functions: int, tokens: int, preset: str) -
     return rows
 
 
-def _run(known, held, lists, tokens: int, recipe: train.TrainConfig) -> dict:
+def _run(known, held, lists, tokens: int, changes: dict) -> dict:
     texts = (text for e in known for text in pipeline.texts(e))
     tok = tokenizer.train(texts, 4096)
     judge = validation.Curves(tok, held, lists, functions=1000, written=100)
+    taught = {name: changes[name] for name in ("tasks", "stakes") if name in changes}
+    changes = {name: value for name, value in changes.items() if name not in taught}
+    recipe = replace(BASE, precision=models.fast_precision(), **changes)
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="llmopt-lever-") as folder:
         path = Path(folder)
-        data = dataset.prepare(known, tok, 1024, path / "train", recipe.tasks, recipe.stakes)
+        data, valid = (
+            dataset.prepare(some, tok, MAX_TOKENS, path / name, **taught)
+            for name, some in (("train", known), ("valid", held))
+        )
         stream = dataset.batches(data, recipe.tokens_per_batch)
         few = [dataset.collate(data, next(stream), 0).tokens for _ in range(20)]
         steps = max(1, round(tokens * len(few) / sum(few)))
-        recipe = replace(
-            recipe,
-            steps=steps,
-            max_tokens=1024,
-            validate_every=steps,
-            checkpoint_every=steps,
-            precision=models.fast_precision(),
-        )
-        train.train(known, held, tok, recipe, path, judge=judge)
+        recipe = replace(recipe, steps=steps, validate_every=steps, checkpoint_every=steps)
+        train.train(data, valid, tok, recipe, path, judge=judge)
         last = json.loads((path / "log.jsonl").read_text().splitlines()[-1])
     return {
         "date": datetime.date.today().isoformat(),
@@ -100,5 +100,5 @@ def _run(known, held, lists, tokens: int, recipe: train.TrainConfig) -> dict:
         "functions": len({e.id for e in known}),
         "seconds": round(time.time() - started),
         "result": {key: value for key, value in last.items() if key not in ("rate", "norm")},
-        "recipe": asdict(recipe),
+        "recipe": asdict(recipe) | {name: repr(value) for name, value in taught.items()},
     }

@@ -259,6 +259,9 @@ def train(
     output: Annotated[
         Path | None, typer.Option("-o", help="Folder of the run; it outlives edits of the code.")
     ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Prepared tokens; then no corpus is needed. With -o.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the scale's model on its train split (what is missing before it is made first).
@@ -267,9 +270,11 @@ def train(
     """
     set_scale(scale)
     check_folder(output)
+    if tokens and not output:
+        raise InputError("--tokens: name the folder of the run, too: -o DIR")
     from llmopt import pipeline
 
-    folder = pipeline.model(folder=output)
+    folder = pipeline.train_elsewhere(tokens, output) if tokens else pipeline.model(folder=output)
     if as_json:
         emit({"model": str(folder)})
     else:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -132,12 +133,25 @@ def prepare(
         if not len(arrays["functions"]):
             raise InputError(f"no function of {len(examples)} examples fits {max_tokens} tokens")
         temporary = index.with_suffix(".partial.npz")
-        np.savez(temporary, digest=digest, **arrays)
+        np.savez(temporary, digest=digest, dtype=np.dtype(dtype).name, **arrays)
         temporary.replace(index)  # the index comes last: with it, both files are whole
-    with np.load(index) as made:
-        arrays = {name: made[name] for name in ("functions", "branches", "weights")}
-        left_out, cut = int(made["left_out"]), int(made["cut"])
-    return Tokens(np.memmap(flat, dtype, "r"), **arrays, left_out=left_out, cut=cut, digest=digest)
+    return load(path)
+
+
+def load(path: Path) -> Tokens:
+    """What `prepare` made at `path`. Raises `InputError` where it is missing or damaged."""
+    flat, index = path.with_suffix(".bin"), path.with_suffix(".npz")
+    try:
+        with np.load(index) as made:
+            found = {name: made[name] for name in made.files}
+        ids = np.memmap(flat, str(found.pop("dtype")), "r")
+        counts = {name: int(found.pop(name)) for name in ("left_out", "cut")}
+        data = Tokens(ids, **found | counts | {"digest": str(found["digest"])})
+        if data.functions[:, 1].sum() + data.branches[:, 1].sum() != len(ids):
+            raise ValueError("its two files do not belong together")
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise InputError(f"{index}: no usable tokens ({error}); prepare them again") from None
+    return data
 
 
 def _encode(examples, tok, max_tokens, tasks, stakes, out, dtype) -> dict[str, object]:

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from filelock import FileLock
@@ -43,6 +44,9 @@ from llmopt import labels as labelling
 from llmopt import tokenizer as tokenizers
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
+
+if TYPE_CHECKING:
+    from llmopt import dataset
 
 RESULTS = config.ROOT / "results"
 
@@ -335,11 +339,29 @@ def tokenizer() -> tokenizers.Tokenizer:
     return tokenizers.load(folder)
 
 
+def tokens_folder() -> Path:
+    return stage("tokens", ("dataset",), (tokenizer_folder().name, config.scale().max_tokens))
+
+
+def tokens() -> list[dataset.Tokens]:
+    """What the model is trained and validated on, encoded: of the splits `train` and `valid`. Their
+    folder holds the tokenizer, too, and is all that `train_elsewhere` needs."""
+    from llmopt import dataset
+
+    folder = tokens_folder()
+    with alone(folder):
+        if not (folder / "valid.npz").exists():
+            tok, most = tokenizer(), config.scale().max_tokens
+            tok.save(folder)
+            for split in ("train", "valid"):
+                dataset.prepare(examples(split), tok, most, folder / split)
+    return [dataset.load(folder / split) for split in ("train", "valid")]
+
+
 def model_folder() -> Path:
     scale = config.scale()
     settings = (
-        tokenizer_folder().name,
-        scale.max_tokens,
+        tokens_folder().name,
         scale.preset,
         scale.train_steps,
         scale.tokens_per_batch,
@@ -381,22 +403,37 @@ def model(on_step: Callable[[dict], None] | None = None, folder: Path | None = N
     return final
 
 
-def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
-    from llmopt import model, train, validation  # torch, for those who need it
+def recipe():
+    """The scale's `train.TrainConfig`."""
+    from llmopt import model, train  # torch, for those who need it
 
-    scale, tok, held = config.scale(), tokenizer(), examples("valid")
-    recipe = train.TrainConfig(
+    scale = config.scale()
+    return train.TrainConfig(
         preset=scale.preset,
         steps=scale.train_steps,
         tokens_per_batch=scale.tokens_per_batch,
-        max_tokens=scale.max_tokens,
         learning_rate=scale.learning_rate,
         validate_every=250,  # as in the paper
         checkpoint_every=250,
         precision=model.fast_precision(),
     )
-    judge = validation.Curves(tok, held, coreset())
-    train.train(examples("train"), held, tok, recipe, folder, on_step=on_step, judge=judge)
+
+
+def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
+    from llmopt import train, validation
+
+    judge = validation.Curves(tokenizer(), examples("valid"), coreset())
+    train.train(*tokens(), tokenizer(), recipe(), folder, on_step=on_step, judge=judge)
+
+
+def train_elsewhere(tokens: Path, folder: Path) -> Path:
+    """Train by the scale's recipe on a machine that has nothing but `tokens`, a copy of
+    `tokens_folder()`: no corpus, no labels, no LLVM. `model(folder=...)` where those are finishes
+    what comes back."""
+    from llmopt import dataset, train
+
+    data, held = (dataset.load(tokens / split) for split in ("train", "valid"))
+    return train.train(data, held, tokenizers.load(tokens), recipe(), folder)
 
 
 def _rule(folder: Path) -> str:

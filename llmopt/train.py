@@ -12,8 +12,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -28,8 +28,7 @@ from transformers import LlamaForCausalLM
 
 from llmopt import checkpoints, model
 from llmopt.config import InputError, write_atomic
-from llmopt.dataset import KINDS, Batch, Stakes, Tokens, batches, collate, prepare
-from llmopt.prompt import TASKS, Example
+from llmopt.dataset import KINDS, Batch, Tokens, batches, collate
 from llmopt.tokenizer import END, PAD, Tokenizer
 
 
@@ -38,7 +37,7 @@ class TrainConfig:
     """One run. Give `steps` (resumable to the byte) or `seconds` of wall time, not both.
 
     Weights multiply a token's loss by what it is part of; one batch's loss is the weighted sum over
-    the weights. `stakes` says how the choice of a list is taught (`dataset.Stakes`).
+    the weights. What is taught, and how much of it, is settled before (`dataset.prepare`).
     """
 
     preset: str = "classroom"
@@ -46,9 +45,6 @@ class TrainConfig:
     seconds: float | None = None
     tokens_per_batch: int = 1024  # padding included, on each device
     accumulate: int = 1  # batches a step, for large batches on few devices
-    max_tokens: int = 2048  # longer functions are left out, and counted in the log
-    tasks: tuple[str, ...] = TASKS
-    stakes: Stakes = field(default_factory=Stakes)
     learning_rate: float = 1e-2
     final_rate: float = 0.0  # of the peak
     warmup: float = 0.03  # of the run
@@ -170,8 +166,8 @@ def validate(objective: Objective, data: Tokens, config: TrainConfig, pad: int) 
 
 
 def train(
-    examples: Sequence[Example],
-    valid: Sequence[Example],
+    data: Tokens,
+    held: Tokens | None,
     tok: Tokenizer,
     config: TrainConfig,
     directory: Path,
@@ -179,7 +175,8 @@ def train(
     on_step: Callable[[dict], None] | None = None,
     judge: Callable[[LlamaForCausalLM], dict] | None = None,
 ) -> Path:
-    """Train a model from scratch, or go on where `directory` stopped; returns the model's folder.
+    """Train a model from scratch on `data`, or go on where `directory` stopped; returns the model's
+    folder. `held` is validated on.
 
     `directory` gets `log.jsonl` (a row a step: step, tokens, padding, loss, rate, seconds, and at
     each validation the losses by kind of token and what `judge` says of the model),
@@ -192,17 +189,7 @@ def train(
     many = int(os.environ.get("WORLD_SIZE", 1)) > 1  # as `accelerate launch` says it
     accelerator = Accelerator(cpu=many and not torch.cuda.is_available())
     main = accelerator.is_main_process
-    with accelerator.main_process_first():
-        data, held = (
-            prepare(some, tok, config.max_tokens, directory / name, config.tasks, config.stakes)
-            if some
-            else None
-            for some, name in ((examples, "train"), (valid, "valid"))
-        )
-    if data is None:
-        raise InputError("no examples to train on: label the corpus first")
-    run = asdict(config) | {"tasks": sorted(config.tasks), "data": data.digest}
-    run |= {"processes": accelerator.num_processes}
+    run = asdict(config) | {"data": data.digest, "processes": accelerator.num_processes}
     if (done / "training.json").exists():
         if json.loads((done / "training.json").read_text())["run"] == run:
             return done

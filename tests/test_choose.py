@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_generate import FUNCTIONS, random_model
 
-from llmopt import choose, dataset, generate, passes, prompt, tokenizer, train
+from llmopt import choose, dataset, generate, model, passes, prompt, tokenizer, train
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
 from llmopt.train import TrainConfig
@@ -62,13 +62,9 @@ def examples(gain):
 def test_a_trained_model_chooses_what_saves_most(tmp_path):
     known = examples(gain=3)
     tok = tokenizer.train([e.ir for e in known], 500)
-    config = TrainConfig(
-        preset="smoke", steps=120, tokens_per_batch=1000, tasks=("list",), prompt_weight=0.0,
-        stakes=dataset.Stakes(temperature=1.0),
-    )  # fmt: skip
-    from llmopt import model
-
-    folder = train.train(known[:120], [], tok, config, tmp_path, progress=False)
+    config = TrainConfig(preset="smoke", steps=120, tokens_per_batch=1000, prompt_weight=0.0)
+    data = dataset.prepare(known[:120], tok, 2048, tmp_path / "train", tasks=("list",))
+    folder = train.train(data, None, tok, config, tmp_path, progress=False)
     llama, _ = model.load(folder)
     rule = choose.calibrate(llama, tok, known[120:], LISTS_OF)
     assert rule.lists["minsize"] == (passes.OZ, ("gvn",))

@@ -46,6 +46,15 @@ def functions(n: int) -> list[Example]:
 EXAMPLES, VALID = functions(60), functions(90)[60:]
 
 
+def run(examples, valid, tok, config, directory, **more):
+    """Prepare and train; the tokens lie beside the run."""
+    data, held = (
+        dataset.prepare(some, tok, 2048, directory / name) if some else None
+        for name, some in (("train", examples), ("valid", valid))
+    )
+    return train.train(data, held, tok, config, directory, progress=False, **more)
+
+
 @pytest.fixture(scope="module")
 def tok():
     return tokenizer.train([e.ir for e in EXAMPLES], 500)
@@ -54,9 +63,7 @@ def tok():
 @pytest.fixture(scope="module")
 def trained(tok, tmp_path_factory):
     directory = tmp_path_factory.mktemp("trained")
-    assert (
-        train.train(EXAMPLES, VALID, tok, CONFIG, directory, progress=False) == directory / "model"
-    )
+    assert run(EXAMPLES, VALID, tok, CONFIG, directory) == directory / "model"
     return directory
 
 
@@ -99,18 +106,17 @@ def test_the_model_folder_is_hugging_faces(trained, tok):
 
 def test_a_finished_run_is_not_run_again_and_others_are_refused(trained, tok):
     before = weights(trained)
-    train.train(
+    run(
         EXAMPLES,
         VALID,
         tok,
         CONFIG,
         trained,
-        progress=False,
         on_step=lambda row: pytest.fail("trained again"),
     )
     assert weights(trained) == before
     with pytest.raises(InputError, match="other settings"):
-        train.train(EXAMPLES, VALID, tok, replace(CONFIG, seed=1), trained, progress=False)
+        run(EXAMPLES, VALID, tok, replace(CONFIG, seed=1), trained)
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(trained, tok, tmp_path):
@@ -119,20 +125,20 @@ def test_an_interrupted_run_ends_in_the_same_bytes(trained, tok, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="step 13"):
-        train.train(EXAMPLES, VALID, tok, CONFIG, tmp_path, progress=False, on_step=stop)
+        run(EXAMPLES, VALID, tok, CONFIG, tmp_path, on_step=stop)
     assert not (tmp_path / "model").exists()
-    train.train(EXAMPLES, VALID, tok, CONFIG, tmp_path, progress=False)
+    run(EXAMPLES, VALID, tok, CONFIG, tmp_path)
     assert weights(tmp_path) == weights(trained) and losses(tmp_path) == losses(trained)
 
 
 CHILD = """
 import sys; sys.path[:0] = [sys.argv[2] + "/tests", sys.argv[2]]
 from pathlib import Path
-from test_train import CONFIG, EXAMPLES, VALID, tokenizer, train
+from test_train import CONFIG, EXAMPLES, VALID, run, tokenizer
 import time
 tok = tokenizer.train([e.ir for e in EXAMPLES], 500)
-train.train(EXAMPLES, VALID, tok, CONFIG, Path(sys.argv[1]), progress=False,
-            on_step=lambda row: row["step"] == 24 and time.sleep(600))
+run(EXAMPLES, VALID, tok, CONFIG, Path(sys.argv[1]),
+    on_step=lambda row: row["step"] == 24 and time.sleep(600))
 """
 
 
@@ -147,13 +153,12 @@ def test_a_killed_run_ends_in_the_same_bytes(trained, tok, tmp_path):
         child.kill()
         child.wait()
     steps = []
-    train.train(
+    run(
         EXAMPLES,
         VALID,
         tok,
         CONFIG,
         tmp_path,
-        progress=False,
         on_step=lambda row: steps.append(row["step"]),
     )
     assert steps[0] == 21
@@ -165,7 +170,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(trained, tok, tmp
     shutil.rmtree(tmp_path / "model")
     newest = tmp_path / "checkpoints" / "step-0000030" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
-    train.train(EXAMPLES, VALID, tok, CONFIG, tmp_path, progress=False)
+    run(EXAMPLES, VALID, tok, CONFIG, tmp_path)
     assert "step-0000030 is damaged" in capsys.readouterr().out
     assert weights(tmp_path) == weights(trained) and losses(tmp_path) == losses(trained)
 
@@ -173,12 +178,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(trained, tok, tmp
 def test_a_lost_run_stops_with_a_message(tok, tmp_path):
     config = replace(CONFIG, learning_rate=1e4, optimizer="adamw", warmup=0.0)
     with pytest.raises(InputError, match="lower learning_rate"):
-        train.train(EXAMPLES, [], tok, config, tmp_path, progress=False)
+        run(EXAMPLES, [], tok, config, tmp_path)
 
 
 def test_a_budget_of_seconds_is_kept(tok, tmp_path):
     config = replace(CONFIG, steps=None, seconds=1.0)
-    train.train(EXAMPLES, [], tok, config, tmp_path, progress=True)
+    run(EXAMPLES, [], tok, config, tmp_path)
     last = log(tmp_path)[-1]
     assert 1 <= last["seconds"] < 30 and last["step"] >= 1
 
@@ -339,7 +344,7 @@ def test_bad_settings_are_refused(wrong):
 def test_halves_give_nearly_the_same_loss_and_both_run_in_one_process(tok, tmp_path):
     whole = replace(CONFIG, steps=2)
     for name, config in (("whole", whole), ("halves", replace(whole, precision="bf16"))):
-        train.train(EXAMPLES, [], tok, config, tmp_path / name, progress=False)
+        run(EXAMPLES, [], tok, config, tmp_path / name)
     ours, theirs = (log(tmp_path / name)[-1]["loss"] for name in ("halves", "whole"))
     assert ours != theirs and ours == pytest.approx(theirs, rel=0.02)
 

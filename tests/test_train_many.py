@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import CONFIG, EXAMPLES, ROOT, log, losses
+from test_train import CONFIG, EXAMPLES, ROOT, log, losses, run
 
-from llmopt import model, tokenizer, train
+from llmopt import model, tokenizer
 from llmopt.config import InputError
 
 SETTINGS = replace(CONFIG, steps=6, optimizer="adamw", checkpoint_every=3, validate_every=3)
@@ -18,12 +18,16 @@ CHILD = """
 import os, sys; sys.path[:0] = [sys.argv[2] + "/tests", sys.argv[2]]
 from dataclasses import replace
 from pathlib import Path
-from test_train_many import EXAMPLES, SETTINGS, tokenizer, train
+from test_train_many import EXAMPLES, SETTINGS, run, tokenizer
 kill = int(sys.argv[4])
 tok = tokenizer.train([e.ir for e in EXAMPLES], 500)
-train.train(EXAMPLES, EXAMPLES[:9], tok, replace(SETTINGS, sharded=sys.argv[3] == "shares"),
-            Path(sys.argv[1]), progress=False,
-            on_step=lambda row: row["step"] == kill and os._exit(9))
+from filelock import FileLock
+from llmopt import dataset
+with FileLock(sys.argv[1] + ".lock"):  # as `pipeline.tokens` does
+    for name, some in (("train", EXAMPLES), ("valid", EXAMPLES[:9])):
+        dataset.prepare(some, tok, 2048, Path(sys.argv[1]) / name)
+run(EXAMPLES, EXAMPLES[:9], tok, replace(SETTINGS, sharded=sys.argv[3] == "shares"),
+    Path(sys.argv[1]), on_step=lambda row: row["step"] == kill and os._exit(9))
 """
 
 
@@ -32,7 +36,7 @@ def alone(tmp_path_factory):
     directory = tmp_path_factory.mktemp("alone")
     tok = tokenizer.train([e.ir for e in EXAMPLES], 500)
     settings = replace(SETTINGS, accumulate=2)
-    train.train(EXAMPLES, EXAMPLES[:9], tok, settings, directory, progress=False)
+    run(EXAMPLES, EXAMPLES[:9], tok, settings, directory)
     return directory
 
 
