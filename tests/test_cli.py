@@ -310,3 +310,24 @@ def network_corpus():
     done = llmopt("corpus", "build")
     if done.returncode:
         pytest.skip(f"needs the package index once: {lines(done)[-1]}")
+
+
+@pytest.mark.slow
+def test_train_needs_nothing_but_prepared_tokens(tmp_path):
+    from test_train import EXAMPLES, VALID
+
+    from llmopt import dataset, tokenizer
+
+    tok = tokenizer.train([e.ir for e in EXAMPLES], 500)
+    tok.save(tmp_path / "tokens")
+    for split, some in (("train", EXAMPLES), ("valid", VALID)):
+        dataset.prepare(some, tok, 2048, tmp_path / "tokens" / split)
+    command = ["train", "--scale", "smoke", "--tokens", tmp_path / "tokens", "-o", tmp_path / "run"]
+    done = llmopt(*command, LLMOPT_LIBLLVM="/nowhere/libLLVM.so", LLMOPT_HOME=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert not (tmp_path / "home").exists()  # no corpus was made
+    refused(llmopt(*command[:-2]), "-o DIR")
+    path = tmp_path / "tokens" / "valid.bin"
+    path.write_bytes(path.read_bytes()[:-40])
+    refused(llmopt(*command), "valid.npz: no usable tokens", "prepare them again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -306,3 +307,19 @@ def test_code_summary_by_hand():
     assert found["bleu_of_copying_the_input"] == pytest.approx(1.0)
     assert found["bleu"] < 1
     assert tables.errors(code).to_dict() == {"stripped": {judge.NO_CODE: 1}}
+
+
+def test_the_model_chooses_by_the_rule_in_its_folder(functions, labels, folder, tmp_path):
+    ruled = tmp_path / "ruled"
+    shutil.copytree(folder, ruled)
+    lists = ["-Oz", "mem2reg,simplifycfg", "gvn"]
+    for caution, allowed in ((1e6, {"-Oz"}), (-1e6, {"mem2reg,simplifycfg", "gvn"})):
+        rule = {p: {"lists": lists, "caution": caution} for p in PROTOCOLS}
+        (ruled / "rule.json").write_text(json.dumps(rule))
+        made = evaluate.evaluate(functions, labels, ruled, SINGLE, tmp_path / f"{caution}", 2, 24)
+        chosen = made.rows[made.rows.method == evaluate.MODEL]
+        assert set(chosen.passes) <= allowed
+        assert len(made.code) == len(PROTOCOLS) * 2  # counts and code are about that very list
+        for row in made.code.itertuples():
+            own = chosen[(chosen.id == row.id) & (chosen.protocol == row.protocol)]
+            assert row.count == own["count"].item()
