@@ -2,22 +2,31 @@
 
 One fixed list costs no search and no model; with -Oz kept wherever it is better, it is the cheapest
 alternative there is (DESIGN 4). `Features` chooses among the same lists as the model, from counts
-of opcodes, loops and constants alone: what reading the code has to be better than.
+of opcodes, loops and constants alone: what reading the code has to be better than. Both are written
+beside the model that they are compared with (`save`, `load`).
 """
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from llmopt import ir, passes, sandbox
-from llmopt.config import InputError
+from llmopt import config, ir, passes, sandbox
+from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
+
+SINGLE, FEATURES = "single-list", "features"  # as they are called in tables
+List = tuple[str, ...]
+# What names a list for each function's normalised IR under a protocol.
+Chooser = Callable[[str, Sequence[str]], list[List]]
 
 
 def single_list(
@@ -156,3 +165,62 @@ class Features:
             self.lists[protocol][i] if worth >= self.margin[protocol] else passes.OZ
             for worth, i in zip(promised, best, strict=True)
         ]
+
+
+# --- beside a model ------------------------------------------------------------------------------
+
+
+def save(folder: Path, single: Mapping[str, List], features: Features) -> None:
+    """Write `baselines.json`, the fixed lists, and `features.skops`: scikit-learn's trees as
+    arrays, without pickle. The first comes last: with it, both are there."""
+    from skops import io
+
+    parts = {
+        "lists": {p: [passes.format(names) for names in own] for p, own in features.lists.items()},
+        "most": features.most,
+        "margin": features.margin,
+        "vectors": features.vectors,
+        "predictors": features.predictors,
+    }
+    path = folder / "features.skops"
+    partial = path.with_name(f".partial-{path.name}")
+    io.dump(parts, partial, compression=zipfile.ZIP_LZMA)
+    partial.replace(path)
+    lists = {SINGLE: {protocol: passes.format(names) for protocol, names in single.items()}}
+    text = json.dumps(lists, indent=1) + "\n"
+    config.write_atomic(folder / "baselines.json", text.encode())
+
+
+def load(folder: Path) -> dict[str, Chooser]:
+    """The baselines that were recorded beside a model, by name.
+
+    Raises `InputError` that names the file where one is missing or damaged.
+    """
+    path = Path(folder) / "baselines.json"
+    try:
+        recorded = json.loads(path.read_text())[SINGLE]
+        single = {protocol: passes.parse(recorded[protocol]) for protocol in PROTOCOLS}
+        path = path.with_name("features.skops")
+        features = _read_features(path)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: no usable baselines beside the model ({error}); name a folder that "
+            "`llmopt train` made"
+        ) from None
+    return {
+        SINGLE: lambda protocol, texts: [single[protocol]] * len(texts),
+        FEATURES: features.choose,
+    }
+
+
+def _read_features(path: Path) -> Features:
+    from skops import io
+
+    # The one type that skops does not vouch for itself; anything else in a file is refused.
+    trees = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
+    parts = io.load(path, trusted=[trees])
+    lists = {p: [passes.parse(text) for text in own] for p, own in parts["lists"].items()}
+    features = Features(lists, parts["most"])
+    features.margin, features.vectors = parts["margin"], parts["vectors"]
+    features.predictors = parts["predictors"]
+    return features

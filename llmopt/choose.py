@@ -153,25 +153,26 @@ def calibrate(
     lists: Mapping[str, Sequence[List]],
 ) -> Rule:
     """The rule that saves most instructions on the examples by their `gains`; they should not be
-    the model's own training data. `lists` are the candidates of each protocol.
+    the model's own training data. `lists` are the candidates of each protocol. Examples of one
+    function should stand together (`score`).
 
     The caution lies between two margins by which some example's best other list beats -Oz.
     """
     candidates = rule(lists).lists
+    scores = score(llama, tok, [(e.ir, e.protocol) for e in examples], candidates)
+    known = list(zip(examples, scores, strict=True))
     caution = {
-        protocol: _fit_caution(llama, tok, [e for e in examples if e.protocol == protocol], some)
-        for protocol, some in candidates.items()
+        protocol: _fit_caution([pair for pair in known if pair[0].protocol == protocol], own)
+        for protocol, own in candidates.items()
     }
     return Rule(candidates, caution)
 
 
-def _fit_caution(llama, tok, examples: list[Example], lists: tuple[List, ...]) -> float:
-    if not examples:
-        return 0.0
-    asked = [(e.ir, e.protocol) for e in examples]
-    scores = score(llama, tok, asked, {examples[0].protocol: lists})
+def _fit_caution(
+    known: Sequence[tuple[Example, np.ndarray | None]], lists: tuple[List, ...]
+) -> float:
     steps = []  # (the caution below which the best other list is taken, what that saves)
-    for example, values in zip(examples, scores, strict=True):
+    for example, values in known:
         if values is not None and len(lists) > 1:
             other = 1 + int(values[1:].argmax())
             gain = dict(example.gains).get(lists[other])

@@ -281,7 +281,7 @@ def train(
         print(folder)
 
 
-def find_model(folder: Path | None) -> tuple[Path, dict[str, tuple[str, ...]]]:
+def find_model(folder: Path | None) -> Path:
     from llmopt import pipeline
 
     if folder is None:
@@ -290,7 +290,7 @@ def find_model(folder: Path | None) -> tuple[Path, dict[str, tuple[str, ...]]]:
         folder = pipeline.model()
     elif not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name one that `llmopt train` made")
-    return folder, pipeline.single_lists(folder)
+    return folder
 
 
 # --- using it ----------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def optimize(
     from llmopt import evaluate, ir, judge, passes, pipeline
 
     functions = read_all(files)
-    folder, _ = find_model(model)
+    folder = find_model(model)
     ids = tuple(functions.id)
     key = (ids, pipeline.model_digest(folder))
     journal_folder = pipeline.stage("optimize", ("evaluate", "generate"), key)
@@ -324,13 +324,13 @@ def optimize(
         said = evaluate.answers(
             folder,
             functions.drop_duplicates("id"),
-            protocol,
+            (protocol,),
             journal_folder,
             on_done=progress.update,
         )
     rows = []
     for row in functions.itertuples():
-        listed = said[row.id].passes or passes.OZ
+        listed = said[row.id, protocol].passes or passes.OZ
         try:
             choice = judge.choice(row.ir, protocol, listed)
         except InputError as error:
@@ -457,7 +457,8 @@ def evaluate(
     else:
         rows = read_any(path)
     rows = rows.drop_duplicates("id").head(limit or len(rows))
-    folder, single = find_model(model)
+    folder = find_model(model)
+    rivals = baselines.load(folder)
     key = (tuple(rows.id), pipeline.model_digest(folder), settings)
     directory = pipeline.stage("evaluate", ("evaluate", "generate", "labels"), key)
     with journal.workers() as pool:
@@ -473,7 +474,7 @@ def evaluate(
                     rows,
                     labels,
                     folder,
-                    single,
+                    rivals,
                     directory,
                     settings.generate_functions,
                     settings.max_new_tokens,

@@ -44,6 +44,8 @@ class Scale:
     # tokenizer, prompt and model
     vocabulary: int
     max_tokens: int  # prompt plus answer
+    code_tokens: int  # the same, for answers that are taught with their code
+    code_repeats: int  # how often functions with such answers are shown, for one of the others
     preset: str
     # training
     train_steps: int

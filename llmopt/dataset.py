@@ -88,6 +88,12 @@ class Tokens:
         parts = self.functions[:, 1], counts - listed, code - counts, size - code, listed
         return np.array([int(part.sum()) for part in parts])
 
+    def with_code(self) -> np.ndarray:
+        """Of each function, whether some answer is taught with its code."""
+        owner = np.repeat(np.arange(len(self.functions)), self.functions[:, 3])
+        code = self.branches[:, 1] > self.branches[:, 4]
+        return np.bincount(owner, code, minlength=len(self.functions)) > 0
+
     def prompt(self, i: int) -> np.ndarray:
         start, size = self.functions[i, :2]
         return self.ids[start : start + size]
@@ -109,16 +115,20 @@ def prepare(
     path: Path,
     tasks: Sequence[str] = TASKS,
     stakes: Stakes = Stakes(),
+    code_tokens: int | None = None,
 ) -> Tokens:
     """Encode once into `path` (.bin, memory-mapped, and .npz); a later call finds it made.
 
     Examples of one function stand together, as `pipeline.examples` gives them. Functions whose
-    prompt and lists exceed `max_tokens` are left out; an answer that exceeds it with its code is
-    taught without. Raises `InputError` where nothing is left, and on an unknown task.
+    prompt and lists exceed `max_tokens` are left out; an answer that, with its prompt and its code,
+    exceeds `code_tokens` (or `max_tokens`, which is the most) is taught without the code. Raises
+    `InputError` where nothing is left, and on an unknown task.
     """
+    code_tokens = min(code_tokens or max_tokens, max_tokens)
     if odd := sorted(set(tasks) - set(TASKS)):
         raise InputError(f"unknown task {odd[0]!r}: use some of {', '.join(TASKS)}")
     key = hashlib.sha256(f"{tok.core.to_str()}{max_tokens}{sorted(tasks)}{stakes}".encode())
+    key.update(f"{code_tokens}".encode())
     for e in examples:
         key.update(f"{e.id}{e.protocol}{e.passes}{e.before}{e.after}{e.gains}".encode())
         key.update(e.optimised.encode())
@@ -129,7 +139,8 @@ def prepare(
     if not index.exists() or str(np.load(index)["digest"]) != digest:
         index.unlink(missing_ok=True)
         with flat.open("wb") as out:
-            arrays = _encode(examples, tok, max_tokens, tasks, stakes, out, dtype)
+            limits = max_tokens, code_tokens
+            arrays = _encode(examples, tok, limits, tasks, stakes, out, dtype)
         if not len(arrays["functions"]):
             raise InputError(f"no function of {len(examples)} examples fits {max_tokens} tokens")
         temporary = index.with_suffix(".partial.npz")
@@ -154,7 +165,8 @@ def load(path: Path) -> Tokens:
     return data
 
 
-def _encode(examples, tok, max_tokens, tasks, stakes, out, dtype) -> dict[str, object]:
+def _encode(examples, tok, limits, tasks, stakes, out, dtype) -> dict[str, object]:
+    max_tokens, code_tokens = limits
     functions, branches, weights, cut, left_out, at = [], [], [], 0, 0, 0
     teaches_list = float("list" in tasks)
     soft = [soft_labels(example, stakes) for example in examples]
@@ -176,7 +188,7 @@ def _encode(examples, tok, max_tokens, tasks, stakes, out, dtype) -> dict[str, o
             worth = teaches_list * max(stakes.least, min(stake, stakes.most) / (mean or 1.0))
             ids = opening + prompt.encode_answer(example, names, tok, tasks)
             code = ids.index(tok.ids[CODE]) + 1
-            if len(question) + len(ids) > max_tokens:
+            if len(question) + len(ids) > code_tokens:
                 ids, lost = ids[:code], lost + ("code" in tasks)
             listed = ids.index(tok.ids[BEFORE]) + 1
             # That a list follows is given with the protocol, so its mark is no target either.
@@ -204,32 +216,51 @@ def _encode(examples, tok, max_tokens, tasks, stakes, out, dtype) -> dict[str, o
 
 
 def batches(
-    data: Tokens, tokens_per_batch: int, seed: int = 0, curriculum: float = 0.0
+    data: Tokens,
+    tokens_per_batch: int,
+    seed: int = 0,
+    curriculum: float = 0.0,
+    code_repeats: int = 1,
 ) -> Iterator[np.ndarray]:
     """Endless batches of function numbers, of like lengths, in an order that only the seed decides.
 
     A batch holds at most `tokens_per_batch` tokens with its padding, but always one function. The
-    larger the `curriculum`, the more the short ones come first in the first epoch.
+    larger the `curriculum`, the more the short ones come first in the first epoch. A function that
+    is taught with its code comes `code_repeats` times an epoch.
     """
-    sizes, answers = data.functions[:, 1], data.functions[:, 4]
-    like = np.floor(np.log(sizes) / np.log(_LIKE))
+    rounds = [np.arange(len(data.functions))] + [np.flatnonzero(data.with_code())] * (
+        code_repeats - 1
+    )
     epoch = 0
     while True:
         rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(sizes))
-        order = order[np.lexsort((answers[order], like[order]))]
-        groups, start, longest = [], 0, np.zeros(2, dtype=np.int64)
-        for end, i in enumerate(order):
-            longer = np.maximum(longest, (sizes[i], answers[i]))
-            if end > start and longer.sum() * (end + 1 - start) > tokens_per_batch:
-                groups.append(order[start:end])
-                start, longer = end, np.array((sizes[i], answers[i]))
-            longest = longer
-        groups.append(order[start:])
+        groups = [
+            group
+            for rows in rounds
+            for group in _groups(data, rng.permutation(rows), tokens_per_batch)
+        ]
+        groups.sort(key=lambda rows: data.functions[rows, 1].max())
         rank = np.arange(len(groups)) / len(groups)
         early = curriculum * rank if epoch == 0 else 0
         yield from (groups[i] for i in np.argsort(rng.random(len(groups)) + early, kind="stable"))
         epoch += 1
+
+
+def _groups(data: Tokens, order: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Functions of like lengths in groups of at most `most` tokens with their padding; those of
+    equal lengths in the given order."""
+    sizes, answers = data.functions[:, 1], data.functions[:, 4]
+    like = np.floor(np.log(sizes[order]) / np.log(_LIKE))
+    order = order[np.lexsort((answers[order], like))]
+    start, longest = 0, np.zeros(2, dtype=np.int64)
+    for end, i in enumerate(order):
+        longer = np.maximum(longest, (sizes[i], answers[i]))
+        if end > start and longer.sum() * (end + 1 - start) > most:
+            yield order[start:end]
+            start, longer = end, np.array((sizes[i], answers[i]))
+        longest = longer
+    if len(order):
+        yield order[start:]
 
 
 class Batch(NamedTuple):

@@ -1,9 +1,8 @@
 """Evaluation as in the paper's Section IV: a row a function and method, under both protocols.
 
-Three methods stand beside -Oz: the autotuner, one fixed list (the cheapest alternative), and the
-model in one shot: by the rule in its folder (`choose.Rule`), or greedy where there is none. Every
-list is compiled by LLVM; what the model *writes* is only
-judged, never used. A list on which LLVM fails costs its function nothing but a compilation: -Oz is
+Beside -Oz stand the autotuner, the cheap alternatives of `baselines`, and the model in one shot: by
+the rule in its folder (`choose.Rule`), or greedy where there is none. Every list is compiled by
+LLVM; what the model *writes* is only judged, never used. A list on which LLVM fails costs its function nothing but a compilation: -Oz is
 what is shipped then. `tables` sums the rows up.
 """
 
@@ -11,20 +10,22 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from llmopt import config, journal, judge, passes, pipeline, prompt
+from llmopt import baselines, config, journal, judge, passes, pipeline, prompt
+from llmopt.baselines import Chooser
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Answer
 
-AUTOTUNER, SINGLE, MODEL = "autotuner", "single-list", "model"
+AUTOTUNER, MODEL = "autotuner", "model"
 NO_LABEL = "LLVM fails even on -Oz"  # why a function is not in an evaluation
 NO_ROOM = f"the prompt {prompt.NO_ROOM}"
 _CHUNK = 32  # answers that are recorded together
@@ -45,18 +46,19 @@ class Evaluation:
 def answers(
     folder: Path,
     functions: pd.DataFrame,
-    protocol: str,
+    protocols: Sequence[str],
     directory: Path,
     max_new_tokens: int = 2,
     passes_only: bool = True,
     on_done: Callable[[int], None] | None = None,
-) -> dict[str, Answer]:
-    """The model's answers to functions (columns `id`, `ir`), by id.
+) -> dict[tuple[str, str], Answer]:
+    """The model's answers to functions (columns `id`, `ir`), by id and protocol.
 
     Journalled in `directory`: an interrupted run goes on with the functions that are missing.
+    `on_done` is told of answers.
     """
     what = "list" if passes_only else "full"
-    with journal.Journal(directory / f"answers-{protocol}-{what}.sqlite") as done:
+    with journal.Journal(directory / f"answers-{'-'.join(protocols)}-{what}.sqlite") as done:
         known = done.keys()
         if not known.issuperset(functions.id):
             ask = asker(folder, max_new_tokens, passes_only)
@@ -67,13 +69,19 @@ def answers(
                 chunk = rows.iloc[at : at + _CHUNK]
                 if known.issuperset(chunk.id):
                     continue
-                made = ask([(text, protocol) for text in chunk.ir])
-                for key, answer in zip(chunk.id, made, strict=True):
-                    done.put(key, asdict(answer))
+                # Questions about one function stand together: it is read once for all of them.
+                made = iter(ask([(text, protocol) for text in chunk.ir for protocol in protocols]))
+                for key in chunk.id:
+                    done.put(key, {protocol: asdict(next(made)) for protocol in protocols})
                 if on_done:
-                    on_done(len(chunk))
+                    on_done(len(chunk) * len(protocols))
         wanted = set(functions.id)
-        return {key: _answer(row) for key, row in done.items() if key in wanted}
+        return {
+            (key, protocol): _answer(row[protocol])
+            for key, row in done.items()
+            if key in wanted
+            for protocol in protocols
+        }
 
 
 def asker(
@@ -146,7 +154,7 @@ def evaluate(
     functions: pd.DataFrame,
     labels: pd.DataFrame,
     folder: Path,
-    single: dict[str, tuple[str, ...]],
+    rivals: Mapping[str, Chooser],
     directory: Path,
     written: int,
     max_new_tokens: int,
@@ -156,57 +164,48 @@ def evaluate(
 ) -> Evaluation:
     """Run all methods on functions (columns `id`, `ir`) with the autotuner's `labels` for them.
 
-    `folder` is the model's, `single` the fixed list of each protocol. For the first `written`
-    functions the model writes its whole answer, of at most `max_new_tokens` tokens; for the others
-    it stops after the pass list, as in deployment. `on_done` is told of functions answered.
+    `folder` is the model's, `rivals` are the other methods by name (`baselines.load`). For the
+    first `written` functions the model writes its whole answer, of at most `max_new_tokens` tokens;
+    for the others it stops after the pass list, as in deployment. `on_done` is told of answers.
     """
     functions = functions.drop_duplicates("id")
     if functions.empty:
         raise InputError("no functions to evaluate on")
+    known = {p: labels[labels.protocol == p].set_index("id") for p in protocols}
+    labelled = [functions.id.isin(own.index) for own in known.values()]
+    usable = functions[np.logical_and.reduce(labelled)]
+    ask = partial(
+        answers,
+        folder,
+        protocols=protocols,
+        directory=directory,
+        max_new_tokens=max_new_tokens,
+        on_done=on_done,
+    )
+    full = ask(functions=usable.head(written), passes_only=False)
+    said = full | ask(functions=usable.iloc[written:])
+    no_room = {key for (key, _), answer in said.items() if prompt.NO_ROOM in (answer.error or "")}
+    answered = usable[~usable.id.isin(no_room)]
+    if answered.empty:
+        raise InputError("no function that LLVM can optimise: nothing to evaluate on")
+
     rows, codes = [], []
-    left_out: dict[str, set[str]] = {NO_LABEL: set(), NO_ROOM: set()}
     for protocol in protocols:
-        known = labels[labels.protocol == protocol].set_index("id")
-        usable = functions[functions.id.isin(known.index)]
-        left_out[NO_LABEL] |= set(functions.id) - set(usable.id)
-        asking = partial(
-            answers,
-            folder,
-            protocol=protocol,
-            directory=directory,
-            max_new_tokens=max_new_tokens,
-            on_done=on_done,
-        )
-        full = asking(functions=usable.head(written), passes_only=False)
-        said = full | asking(functions=usable.iloc[written:])
-        no_room = [key for key, answer in said.items() if prompt.NO_ROOM in (answer.error or "")]
-        answered = usable[~usable.id.isin(no_room)]
-        left_out[NO_ROOM] |= set(usable.id) - set(answered.id)
-        items = [
-            (
-                row.id,
-                row.ir,
-                protocol,
-                {
-                    AUTOTUNER: passes.parse(known.passes[row.id]),
-                    SINGLE: single[protocol],
-                    MODEL: said[row.id].passes or passes.OZ,
-                },
-                full.get(row.id),
-            )
-            for row in answered.itertuples()
-        ]
+        chosen = {name: choose(protocol, list(answered.ir)) for name, choose in rivals.items()}
+        items = []
+        for i, row in enumerate(answered.itertuples()):
+            lists = {AUTOTUNER: passes.parse(known[protocol].passes[row.id])}
+            lists |= {name: own[i] for name, own in chosen.items()}
+            lists[MODEL] = said[row.id, protocol].passes or passes.OZ
+            items.append((row.id, row.ir, protocol, lists, full.get((row.id, protocol))))
         for made, code in (executor.map if executor else map)(_judge, items):
             rows += made
             codes += [code] if code else []
-        spent = known.compilations
-        for row in rows:
-            if row["method"] == AUTOTUNER and row["protocol"] == protocol:
-                row["compilations"] = int(spent[row["id"]])
-    if not rows:
-        raise InputError("no function that LLVM can optimise: nothing to evaluate on")
-    counts = {reason: len(ids) for reason, ids in left_out.items()}
-    return Evaluation(pd.DataFrame(rows), pd.DataFrame(codes), counts)
+    for row in rows:
+        if row["method"] == AUTOTUNER:
+            row["compilations"] = int(known[row["protocol"]].compilations[row["id"]])
+    left_out = {NO_LABEL: len(functions) - len(usable), NO_ROOM: len(no_room)}
+    return Evaluation(pd.DataFrame(rows), pd.DataFrame(codes), left_out)
 
 
 # --- the current scale's own evaluation ----------------------------------------------------------
@@ -238,7 +237,7 @@ def test_split() -> Evaluation:
                     rows,
                     pipeline.labels(),
                     folder,
-                    pipeline.single_lists(folder),
+                    baselines.load(folder),
                     directory,
                     scale.generate_functions,
                     scale.max_new_tokens,

@@ -340,7 +340,9 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 
 def tokens_folder() -> Path:
-    return stage("tokens", ("dataset",), (tokenizer_folder().name, config.scale().max_tokens))
+    scale = config.scale()
+    settings = (tokenizer_folder().name, scale.max_tokens, scale.code_tokens)
+    return stage("tokens", ("dataset",), settings)
 
 
 def tokens() -> list[dataset.Tokens]:
@@ -351,10 +353,16 @@ def tokens() -> list[dataset.Tokens]:
     folder = tokens_folder()
     with alone(folder):
         if not (folder / "valid.npz").exists():
-            tok, most = tokenizer(), config.scale().max_tokens
+            tok, scale = tokenizer(), config.scale()
             tok.save(folder)
             for split in ("train", "valid"):
-                dataset.prepare(examples(split), tok, most, folder / split)
+                dataset.prepare(
+                    examples(split),
+                    tok,
+                    scale.max_tokens,
+                    folder / split,
+                    code_tokens=scale.code_tokens,
+                )
     return [dataset.load(folder / split) for split in ("train", "valid")]
 
 
@@ -366,21 +374,9 @@ def model_folder() -> Path:
         scale.train_steps,
         scale.tokens_per_batch,
         scale.learning_rate,
+        scale.code_repeats,
     )
     return stage("model", ("train", "validation", "baselines"), settings)
-
-
-def single_lists(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The `baselines.single_list` of each protocol that was recorded beside a model."""
-    path = folder / "baselines.json"
-    try:
-        recorded = json.loads(path.read_text())["single-list"]
-        return {protocol: passes.parse(recorded[protocol]) for protocol in PROTOCOLS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: no usable baselines beside the model ({error}); name a folder that "
-            "`llmopt train` made"
-        ) from None
 
 
 def model(on_step: Callable[[dict], None] | None = None, folder: Path | None = None) -> Path:
@@ -399,7 +395,7 @@ def model(on_step: Callable[[dict], None] | None = None, folder: Path | None = N
             _train(folder, on_step)
             if int(os.environ.get("RANK", 0)) == 0:
                 config.write_atomic(final / "rule.json", _rule(final).encode())
-                config.write_atomic(final / "baselines.json", _baselines().encode())
+                _baselines(final)
     return final
 
 
@@ -413,6 +409,7 @@ def recipe():
         steps=scale.train_steps,
         tokens_per_batch=scale.tokens_per_batch,
         learning_rate=scale.learning_rate,
+        code_repeats=scale.code_repeats,
         validate_every=250,  # as in the paper
         checkpoint_every=250,
         precision=model.fast_precision(),
@@ -443,15 +440,16 @@ def _rule(folder: Path) -> str:
     return json.dumps(rule.to_json(), indent=1)
 
 
-def _baselines() -> str:
+def _baselines(folder: Path) -> None:
     rows = functions()
     rows = rows[rows.split == "train"]
     with journal.workers() as executor:
-        lists = {
-            protocol: passes.format(baselines.single_list(rows, labels(), protocol, executor))
+        single = {
+            protocol: baselines.single_list(rows, labels(), protocol, executor)
             for protocol in PROTOCOLS
         }
-    return json.dumps({"single-list": lists}, indent=1)
+    features = baselines.Features(coreset()).fit(examples("train"), examples("valid"))
+    baselines.save(folder, single, features)
 
 
 def test_functions() -> pd.DataFrame:

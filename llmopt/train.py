@@ -56,6 +56,7 @@ class TrainConfig:
     list_weight: float = 8.0
     count_weight: float = 1.0
     curriculum: float = 0.0  # 0: any order; the larger, the more short functions come first
+    code_repeats: int = 1  # how often a function taught with its code comes, for one of another
     spike: float = 3.0  # nats by which the smoothed loss may rise above its best
     validate_every: int = 100
     checkpoint_every: int = 100
@@ -218,7 +219,9 @@ def train(
         write_atomic(log, b"".join(rows))
 
     micro = config.accumulate * accelerator.num_processes  # batches of one step, on all devices
-    stream = batches(data, config.tokens_per_batch, config.seed, config.curriculum)
+    stream = batches(
+        data, config.tokens_per_batch, config.seed, config.curriculum, config.code_repeats
+    )
     stream = islice(stream, state["step"] * micro, None)
     bar = tqdm(
         total=config.steps or round(config.seconds),

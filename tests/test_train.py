@@ -240,6 +240,23 @@ def test_batches_cover_an_epoch_with_little_padding(tok, tmp_path):
     assert np.mean(first[:5]) < np.mean(first[5:]) < sizes.mean()
 
 
+def test_code_is_taught_for_short_functions_and_more_often(tok, tmp_path):
+    whole = dataset.prepare(functions(100), tok, 2048, tmp_path / "whole")
+    limit = int(np.median(whole.functions[:, 1] + whole.branches[:, 1]))
+    data = dataset.prepare(functions(100), tok, 2048, tmp_path / "d", code_tokens=limit)
+    code = data.with_code()
+    assert whole.with_code().all() and not data.left_out
+    assert 0 < code.sum() == 100 - data.cut < 100
+    assert (data.functions[code][:, [1, 4]].sum(axis=1) <= limit).all()
+    expected = np.where(code, 3, 1)
+    stream, seen = dataset.batches(data, 1000, code_repeats=3), []
+    while len(seen) < expected.sum():
+        rows = next(stream).tolist()
+        assert len(set(rows)) == len(rows)  # the same function twice teaches no more than once
+        seen += rows
+    assert np.bincount(seen).tolist() == expected.tolist()
+
+
 def test_kinds_mark_list_counts_and_code(tok, tmp_path):
     data = dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d")
     (ids, kinds, weight), *others = data.answers(0)
