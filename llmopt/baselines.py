@@ -91,11 +91,11 @@ def count_features(text: str) -> Counter[str]:
             for number in _NUMBER.findall(line.split(", align ")[0]):
                 size = min(len(str(abs(int(number)))), 4)
                 found[f"digits {size}"] += 1
-                found[f"{opcode} digits {size}"] += opcode in ("icmp", "getelementptr", "switch")
+                if opcode in ("icmp", "getelementptr", "switch"):
+                    found[f"{opcode} digits {size}"] += 1
             if opcode in ("call", "invoke") and (callee := _CALLEE.search(line)):
-                intrinsic = callee[1].startswith("llvm.")
-                found[f"call {'.'.join(callee[1].split('.')[:3])}"] += intrinsic
-                found["call other"] += not intrinsic
+                name = callee[1] if callee[1].startswith("llvm.") else "other"
+                found[f"call {'.'.join(name.split('.')[:2])}"] += 1
     return found
 
 

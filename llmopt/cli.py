@@ -448,8 +448,8 @@ def evaluate(
     settings = set_scale(scale)
     if output and output.is_dir():
         raise InputError(f"{output}: a folder; --json takes the name of a file")
+    from llmopt import baselines, journal, pipeline, tables
     from llmopt import evaluate as evaluation
-    from llmopt import journal, pipeline, tables
 
     long = 0
     if path is None:

@@ -2,8 +2,8 @@
 
 Beside -Oz stand the autotuner, the cheap alternatives of `baselines`, and the model in one shot: by
 the rule in its folder (`choose.Rule`), or greedy where there is none. Every list is compiled by
-LLVM; what the model *writes* is only judged, never used. A list on which LLVM fails costs its function nothing but a compilation: -Oz is
-what is shipped then. `tables` sums the rows up.
+LLVM; what the model *writes* is only judged, never used. A list on which LLVM fails costs its
+function nothing but a compilation: -Oz is what is shipped then. `tables` sums the rows up.
 """
 
 from __future__ import annotations

@@ -33,16 +33,16 @@ from llmopt import (
     config,
     corpus,
     frontend,
-    ir,
     journal,
     llvm,
     passes,
+    prompt,
     sandbox,
     sources,
 )
 from llmopt import labels as labelling
 from llmopt import tokenizer as tokenizers
-from llmopt.config import PROTOCOLS, InputError
+from llmopt.config import PROTOCOLS
 from llmopt.prompt import Example
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _processor() -> str:
 
 
 def _answers_folder() -> Path:
-    return stage("answers", ("prompt", "sandbox"), labels_folder().name)
+    return stage("answers", ("sandbox",), labels_folder().name)
 
 
 def answers() -> pd.DataFrame:
@@ -324,9 +324,9 @@ def tokenizer_folder() -> Path:
 
 def texts(example: Example) -> Iterator[str]:
     """What the model will read and write of an example, marks and counts aside."""
-    renamed, names = ir.rename(example.ir)
-    yield renamed
-    yield ir.substitute(example.optimised, {own: short for short, own in names.items()})
+    short, names = prompt.shorten(example.ir)
+    yield short
+    yield prompt.shorten_alike(example.optimised, names)
 
 
 def tokenizer() -> tokenizers.Tokenizer:

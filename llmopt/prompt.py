@@ -5,8 +5,8 @@
 
 As in the paper (Section II-A, Figure 1) the pass list comes first, so that deployment can stop
 after it; both instruction counts and the optimised code are auxiliary tasks. The protocol comes
-after the function, so that one reading of the function serves both. Symbols are renamed
-(`ir.rename`), exactly reversibly. This module neither runs a model nor judges generated code.
+after the function, so that one reading of the function serves both. IR is shortened first, exactly
+reversibly (`shorten`). This module neither runs a model nor judges generated code.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ from llmopt.tokenizer import AFTER, BEFORE, CODE, END, INPUT, PASSES, Tokenizer,
 TASKS = ("list", "counts", "code")  # the paper's three: the first is used, the others help it
 NO_ROOM = "does not fit the model's context"  # what the error of such an answer says
 _MARK = re.compile(r"<\|([^|]*)\|>")
+# The alignment that nearly every access to a scalar has on x86-64, and such an access.
+_ALIGNED = {"i8": 1, "i16": 2, "i32": 4, "i64": 8, "ptr": 8, "float": 4, "double": 8}
+_ACCESS = re.compile(
+    rf"^((?:%[-\w$.]+ = )?(?:load|store|alloca) (?:volatile )?({'|'.join(_ALIGNED)})\b.*?)"
+    r"(?:, align (\d+))?$",
+    re.MULTILINE,
+)
 Part = tuple[bool, str]  # (is it a mark?, text): text is never searched for marks
 
 
@@ -58,8 +65,45 @@ class Answer:
     error: str | None = None
 
 
-def _prompt(renamed: str, protocol: str) -> list[Part]:
-    return [(True, INPUT), (False, renamed), (True, mark(check_protocol(protocol)))]
+def shorten(text: str) -> tuple[str, dict[str, str]]:
+    """Normalised IR as the model reads it: symbols and types have short names (`ir.rename`), and
+    `, align N` is left out of a scalar's load, store and alloca where N is the scalar's size.
+
+    Returns the short text and `{short name: the program's own}`; `lengthen` is the exact inverse.
+    """
+    renamed, names = ir.rename(text)
+    return _ACCESS.sub(_without_usual, renamed), names
+
+
+def shorten_alike(text: str, names: dict[str, str]) -> str:
+    """Normalised IR that was made of another with the `names` which that got from `shorten`."""
+    short = {own: short for short, own in names.items()}
+    return _ACCESS.sub(_without_usual, ir.substitute(text, short))
+
+
+def lengthen(short: str, names: dict[str, str]) -> str:
+    """The inverse of `shorten`, for what was read and for what a model wrote."""
+    return ir.restore(_ACCESS.sub(_with_usual, short), names)
+
+
+def _without_usual(access: re.Match) -> str:
+    rest, scalar, align = access.groups()
+    if align is None or not align.strip("0"):  # no IR has 0: it marks what had no alignment
+        return f"{rest}, align 0{align or ''}"
+    return rest if align == str(_ALIGNED[scalar]) else access[0]
+
+
+def _with_usual(access: re.Match) -> str:
+    rest, scalar, align = access.groups()
+    if align is None:
+        return f"{rest}, align {_ALIGNED[scalar]}"
+    if align.strip("0"):
+        return access[0]
+    return f"{rest}, align {align[1:]}" if align[1:] else rest
+
+
+def _prompt(short: str, protocol: str) -> list[Part]:
+    return [(True, INPUT), (False, short), (True, mark(check_protocol(protocol)))]
 
 
 def _list(names: Iterable[str]) -> list[Part]:
@@ -73,8 +117,7 @@ def _answer(example: Example, names: dict[str, str], tasks: Sequence[str] = TASK
     parts = [*_list(example.passes), (False, counts[0]), (True, AFTER), (False, counts[1])]
     parts += [(True, CODE)]
     if "code" in tasks:
-        short = {own: short for short, own in names.items()}
-        parts += [(False, ir.substitute(example.optimised, short)), (True, END)]
+        parts += [(False, shorten_alike(example.optimised, names)), (True, END)]
     return parts
 
 
@@ -92,8 +135,8 @@ def _ids(parts: Iterable[Part], tokenizer: Tokenizer) -> list[int]:
 
 def render_prompt(text: str, protocol: str) -> tuple[str, dict[str, str]]:
     """The prompt for one function's normalised IR, and `{short name: the program's own}`."""
-    renamed, names = ir.rename(text)
-    return _text(_prompt(renamed, protocol)), names
+    short, names = shorten(text)
+    return _text(_prompt(short, protocol)), names
 
 
 def render_answer(example: Example, names: dict[str, str]) -> str:
@@ -104,8 +147,8 @@ def render_answer(example: Example, names: dict[str, str]) -> str:
 def encode_prompt(text: str, protocol: str, tokenizer: Tokenizer) -> tuple[list[int], dict]:
     """`render_prompt` as token ids, with the same names. The last id is the protocol's; those
     before it are the same under both."""
-    renamed, names = ir.rename(text)
-    return _ids(_prompt(renamed, protocol), tokenizer), names
+    short, names = shorten(text)
+    return _ids(_prompt(short, protocol), tokenizer), names
 
 
 def encode_list(names: Iterable[str], tokenizer: Tokenizer) -> list[int]:
@@ -161,7 +204,7 @@ def parse_answer(text: str, names: dict[str, str]) -> Answer:
         return Answer(chosen, before, after, error=error or "no code")
     if not code.endswith(END):
         error = error or "the code is cut off"
-    return Answer(chosen, before, after, ir.restore(code.removesuffix(END), names), error)
+    return Answer(chosen, before, after, lengthen(code.removesuffix(END), names), error)
 
 
 def _number(text: str) -> int | None:

@@ -39,6 +39,48 @@ def test_answers_are_read_back_in_the_programs_own_names():
     assert prompt.parse_answer(answer, names) == Answer(EXAMPLE.passes, 7, 4, AFTER, None)
 
 
+ALIGNED = """define i32 @f(ptr %0, i32 %1) {
+%3 = alloca i32, align 4
+%4 = alloca i32, align 16
+%5 = alloca [4 x i32], align 16
+store i32 %1, ptr %3, align 4
+store volatile i32 %1, ptr %4, align 8
+store ptr %0, ptr %5
+%6 = load i32, ptr %3, align 0
+%7 = load double, ptr %0, align 8
+%8 = load atomic i64, ptr %0 seq_cst, align 8
+%9 = load i8, ptr %0, align 00
+ret i32 %6
+}
+"""
+
+
+def test_usual_alignments_are_left_out_and_come_back():
+    short, names = prompt.shorten(ALIGNED)
+    body = short.splitlines()
+    assert body[1] == "%3 = alloca i32" and body[4] == "store i32 %1, ptr %3"
+    assert body[2].endswith("align 16") and body[3].endswith("align 16")
+    assert body[5].endswith("align 8") and body[9].endswith("seq_cst, align 8")
+    assert body[6] == "store ptr %0, ptr %5, align 0" and body[7].endswith("align 00")
+    assert prompt.lengthen(short, names) == ALIGNED
+    # What a model writes without an alignment has the usual one.
+    assert prompt.lengthen("%2 = load i16, ptr %0\n", {}) == "%2 = load i16, ptr %0, align 2\n"
+
+
+LINES = st.lists(
+    st.sampled_from(
+        ["%1 = ", "load ", "store ", "i32", "ptr", ", align ", "0", "4", "8", "\n", " @x"]
+    )
+)
+
+
+@given(st.one_of(st.text(), LINES.map("".join)))
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_shortened_comes_back(text):
+    short, names = prompt.shorten(text)
+    assert prompt.lengthen(short, names) == text
+
+
 def test_ids_are_the_text(tok):
     ids, prompt_length = prompt.encode(EXAMPLE, tok)
     text, names = prompt.render_prompt(BEFORE, "minsize")
