@@ -6,19 +6,22 @@ answer, the instructions that its choice of lists saves, and the code that it wr
 first; a lever that does not beat it is not in the recipe.
 """
 
+import atexit
 import datetime
 import json
+import shutil
 import tempfile
-import time
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from llmopt import config, dataset, ir, pipeline, tokenizer, train, validation
+from llmopt import config, dataset, pipeline, prompt, tokenizer, train, validation
 from llmopt import model as models
 from llmopt.config import InputError
+from llmopt.prompt import Example
 
 BASE = train.TrainConfig(preset="classroom", steps=1)
-MAX_TOKENS = 1024
+MAX_TOKENS = 1024  # longer functions cost most of the time and are a sixth of all
 # name: (what is changed, settings of the run or of its tokens that differ from the base)
 LEVERS = {
     "base": ("nothing", {}),
@@ -31,6 +34,7 @@ LEVERS = {
     "rate x 2": ("twice the learning rate", {"learning_rate": BASE.learning_rate * 2}),
     "batch x 4": ("batches four times as large", {"tokens_per_batch": 4 * BASE.tokens_per_batch}),
     "no prompt": ("the prompt is not learned", {"prompt_weight": 0.0}),
+    "prompt / 4": ("a fourth of the prompt's tokens is learned", {"prompt_every": 4}),
     "list x 1": ("a list's token weighs as much as any", {"list_weight": 1.0}),
     "list x 32": ("a list's token weighs 32 times as much", {"list_weight": 32.0}),
     "best list only": (
@@ -41,7 +45,8 @@ LEVERS = {
     "short first": ("short functions first", {"curriculum": 2.0}),
     "list alone": ("neither counts nor code", {"tasks": ("list",)}),
     "no code": ("list and counts, no code", {"tasks": ("list", "counts")}),
-    "names as printed": ("symbols are not renamed", {}),
+    "code x 3": ("short functions, with code, three times as often", {"code_repeats": 3}),
+    "names as printed": ("neither names nor alignments are shortened", {}),
 }
 
 
@@ -55,50 +60,73 @@ def measure(names: list[str] | None, functions: int, tokens: int, preset: str) -
             )
     every = pipeline.examples("train")
     chosen = set(sorted({e.id for e in every})[:functions])
-    known = [e for e in every if e.id in chosen]
-    held, lists = pipeline.examples("valid"), pipeline.coreset()
+    bench = Bench([e for e in every if e.id in chosen], pipeline.examples("valid"))
     rows = []
     for name in names or LEVERS:
         what, changes = LEVERS[name]
-        if name == "names as printed":
-            kept, ir.rename = ir.rename, lambda text: (text, {})
-        try:
-            rows.append(
-                {"name": name, "what": what}
-                | _run(known, held, lists, tokens, {"preset": preset} | changes)
-            )
-        finally:
-            if name == "names as printed":
-                ir.rename = kept
+        plain = name == "names as printed"
+        rows.append({"name": name, "what": what} | bench.run(tokens, preset, changes, plain))
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def _run(known, held, lists, tokens: int, changes: dict) -> dict:
-    texts = (text for e in known for text in pipeline.texts(e))
-    tok = tokenizer.train(texts, 4096)
-    judge = validation.Curves(tok, held, lists, functions=1000, written=100)
-    taught = {name: changes[name] for name in ("tasks", "stakes") if name in changes}
-    changes = {name: value for name, value in changes.items() if name not in taught}
-    recipe = replace(BASE, precision=models.fast_precision(), **changes)
-    started = time.time()
-    with tempfile.TemporaryDirectory(prefix="llmopt-lever-") as folder:
-        path = Path(folder)
-        data, valid = (
-            dataset.prepare(some, tok, MAX_TOKENS, path / name, **taught)
-            for name, some in (("train", known), ("valid", held))
-        )
-        stream = dataset.batches(data, recipe.tokens_per_batch)
-        few = [dataset.collate(data, next(stream), 0).tokens for _ in range(20)]
-        steps = max(1, round(tokens * len(few) / sum(few)))
-        recipe = replace(recipe, steps=steps, validate_every=steps, checkpoint_every=steps)
-        train.train(data, valid, tok, recipe, path, judge=judge)
-        last = json.loads((path / "log.jsonl").read_text().splitlines()[-1])
-    return {
-        "date": datetime.date.today().isoformat(),
-        "scale": config.scale().name,
-        "functions": len({e.id for e in known}),
-        "seconds": round(time.time() - started),
-        "result": {key: value for key, value in last.items() if key not in ("rate", "norm")},
-        "recipe": asdict(recipe) | {name: repr(value) for name, value in taught.items()},
-    }
+@contextmanager
+def as_printed(plain: bool):
+    """Prompts in the IR as it is, if `plain`."""
+    kept = prompt.shorten, prompt.shorten_alike, prompt.lengthen
+    if plain:
+        prompt.shorten = lambda text: (text, {})
+        prompt.shorten_alike = prompt.lengthen = lambda text, names: text
+    try:
+        yield
+    finally:
+        prompt.shorten, prompt.shorten_alike, prompt.lengthen = kept
+
+
+class Bench:
+    """The functions of all runs; what is made of them is kept for the runs that want the same."""
+
+    def __init__(self, known: list[Example], held: list[Example]):
+        self.known, self.held, self.made = known, held, {}
+
+    def prepared(self, plain: bool, taught: dict) -> tuple:
+        """Tokenizer, training tokens, validation tokens."""
+        key = plain, repr(taught)
+        if key not in self.made:
+            texts = (text for e in self.known for text in pipeline.texts(e))
+            tok = tokenizer.train(texts, config.scale().vocabulary)
+            folder = Path(tempfile.mkdtemp(prefix="llmopt-lever-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            scale = config.scale()
+            data = (
+                dataset.prepare(
+                    some, tok, MAX_TOKENS, folder / name, code_tokens=scale.code_tokens, **taught
+                )
+                for name, some in (("train", self.known), ("valid", self.held))
+            )
+            self.made[key] = (tok, *data)
+        return self.made[key]
+
+    def run(self, tokens: int, preset: str, changes: dict, plain: bool) -> dict:
+        """One run of `tokens` tokens with its recipe and what came of it."""
+        taught = {name: changes[name] for name in ("tasks", "stakes") if name in changes}
+        changes = {name: value for name, value in changes.items() if name not in taught}
+        recipe = replace(BASE, preset=preset, precision=models.fast_precision(), **changes)
+        with as_printed(plain), tempfile.TemporaryDirectory(prefix="llmopt-lever-") as folder:
+            tok, data, held = self.prepared(plain, taught)
+            judge = validation.Curves(
+                tok, self.held, pipeline.coreset(), functions=1000, written=64
+            )
+            stream = dataset.batches(data, recipe.tokens_per_batch)
+            few = [int(data.functions[next(stream)][:, [1, 4]].sum()) for _ in range(200)]
+            steps = max(1, round(tokens * len(few) / sum(few)))
+            recipe = replace(recipe, steps=steps, validate_every=steps, checkpoint_every=steps)
+            train.train(data, held, tok, recipe, Path(folder), judge=judge)
+            last = json.loads((Path(folder) / "log.jsonl").read_text().splitlines()[-1])
+        return {
+            "date": datetime.date.today().isoformat(),
+            "scale": config.scale().name,
+            "functions": len(data.functions),
+            "result": {key: value for key, value in last.items() if key not in ("rate", "norm")},
+            "recipe": asdict(recipe) | {name: repr(value) for name, value in taught.items()},
+        }

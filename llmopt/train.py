@@ -28,7 +28,7 @@ from transformers import LlamaForCausalLM
 
 from llmopt import checkpoints, model
 from llmopt.config import InputError, write_atomic
-from llmopt.dataset import KINDS, Batch, Tokens, batches, collate
+from llmopt.dataset import GIVEN, KINDS, Batch, Tokens, batches, collate
 from llmopt.tokenizer import END, PAD, Tokenizer
 
 
@@ -53,6 +53,7 @@ class TrainConfig:
     clip: float = 1.0
     optimizer: str = "muon"  # for the layers' matrices; or "adamw" for everything
     prompt_weight: float = 0.5
+    prompt_every: int = 1  # every how many of a prompt's tokens one is learned: the rest is saved
     list_weight: float = 8.0
     count_weight: float = 1.0
     curriculum: float = 0.0  # 0: any order; the larger, the more short functions come first
@@ -71,6 +72,8 @@ class TrainConfig:
         sizes = (self.steps, self.seconds, self.tokens_per_batch, self.accumulate)
         if any(size is not None and size <= 0 for size in sizes):
             raise InputError("a training run: steps, seconds and batches must be above zero")
+        if min(self.prompt_every, self.code_repeats) < 1:
+            raise InputError("a training run: prompt_every and code_repeats start at 1")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"unknown optimizer {self.optimizer!r}: use adamw or muon")
         if self.precision not in ("no", "bf16"):
@@ -88,12 +91,13 @@ class Objective(torch.nn.Module):
         self.llama = llama
         weights = (config.prompt_weight, config.list_weight, config.count_weight, 1.0)
         self.weights = torch.tensor(weights)
+        self.every = config.prompt_every
         self.halves = config.precision == "bf16"
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Loss (nats a token), and the losses and kinds of the tokens that have a weight."""
         targets = torch.cat([batch.prompts, batch.answers], dim=1)[:, 1:]
-        kinds = batch.kinds[:, 1:]
+        kinds = self._learned(batch)[:, 1:]
         weight = self.weights.to(targets.device)[kinds] * (kinds >= 0)
         used = weight > 0
         with torch.autocast(targets.device.type, torch.bfloat16, enabled=self.halves):
@@ -103,6 +107,17 @@ class Objective(torch.nn.Module):
         losses = torch.nn.functional.cross_entropy(logits.float(), targets[used], reduction="none")
         worth = weight[used] * batch.weights[:, 1:][used]
         return (losses * worth).sum() / weight.sum(), losses.detach(), kinds[used]
+
+    def _learned(self, batch: Batch) -> torch.Tensor:
+        """The kinds of all tokens, with those of the prompt that are not learned as given. Which
+        they are hangs on the function alone, so that a resumed run learns the same."""
+        if self.every == 1:
+            return batch.kinds
+        size = batch.prompts.shape[1]
+        places = torch.arange(size, device=batch.prompts.device) + batch.prompts.sum(1)[:, None]
+        kinds = batch.kinds.clone()
+        kinds[:, :size][places % self.every > 0] = GIVEN
+        return kinds
 
 
 def optimizers(llama: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
