@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
@@ -92,7 +93,7 @@ def test_features_are_counts():
         "op br": 2,
         "op call": 2,
         "icmp digits 4": 1,
-        "call llvm.smax.i32": 1,
+        "call llvm.smax": 1,
         "call other": 1,
         "parameters": 1,
     }
@@ -122,6 +123,42 @@ def test_a_choice_by_counting_takes_what_pays():
         assert chooser.choose(protocol, [e.ir for e in unseen]) == right
         assert 0 < chooser.margin[protocol] <= 6.5
         assert chooser.choose(protocol, []) == []
+
+
+def test_baselines_are_read_back_from_a_model_s_folder(tmp_path):
+    lists = {protocol: [("gvn",), ("dce",)] for protocol in PROTOCOLS}
+    features = baselines.Features(lists).fit(examples(300), examples(60, start=300))
+    single = dict.fromkeys(PROTOCOLS, ("mem2reg", "simplifycfg"))
+    baselines.save(tmp_path, single, features)
+    read = baselines.load(tmp_path)
+    texts = [e.ir for e in examples(60, start=400) if e.protocol == "minsize"]
+    assert read[baselines.SINGLE]("minsize", texts[:2]) == [("mem2reg", "simplifycfg")] * 2
+    assert read[baselines.FEATURES]("minsize", texts) == features.choose("minsize", texts)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"single-list": {"stripped": "-Oz"}}', "[1]"])
+def test_a_folder_without_usable_baselines_is_refused_by_name(tmp_path, text):
+    with pytest.raises(InputError, match="baselines.json"):
+        baselines.load(tmp_path)
+    (tmp_path / "baselines.json").write_text(text)
+    with pytest.raises(InputError, match="baselines.json: no usable baselines"):
+        baselines.load(tmp_path)
+
+
+def test_only_arrays_and_trees_are_read(tmp_path):
+    """A file of another type is refused, whatever it would do when loaded."""
+    from skops import io
+
+    lists = {protocol: [] for protocol in PROTOCOLS}
+    features = baselines.Features(lists).fit(examples(9), [])
+    baselines.save(tmp_path, dict.fromkeys(PROTOCOLS, ("gvn",)), features)
+    path = tmp_path / "features.skops"
+    io.dump({"lists": subprocess.Popen}, path)
+    with pytest.raises(InputError, match=r"features\.skops: no usable baselines"):
+        baselines.load(tmp_path)
+    path.write_bytes(b"not an archive")
+    with pytest.raises(InputError, match=r"features\.skops: no usable baselines"):
+        baselines.load(tmp_path)
 
 
 def test_where_nothing_pays_oz_is_taken():

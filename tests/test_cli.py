@@ -46,14 +46,18 @@ def refused(done, *words):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model folder as `llmopt train` leaves it, of random weights: its answers are lists, too."""
-    from llmopt import model, passes, tokenizer
+    from llmopt import baselines, model, tokenizer
+    from llmopt.prompt import Example
 
     folder = tmp_path_factory.mktemp("model")
     tok = tokenizer.train([SAMPLE.read_text()], 512)
     tok.save(folder)
     model.build("smoke", len(tok), seed=0).save_pretrained(folder)
-    lists = {protocol: passes.format(("sroa<modify-cfg>",)) for protocol in ("stripped", "minsize")}
-    (folder / "baselines.json").write_text(json.dumps({"single-list": lists}))
+    lists = dict.fromkeys(("stripped", "minsize"), ("sroa<modify-cfg>",))
+    text = "define void @f() {\nret void\n}\n"
+    known = [Example("1", p, text, ("-Oz",), 1, 1, text, 1, ((("-Oz",), 0),)) for p in lists]
+    features = baselines.Features(dict.fromkeys(lists, ())).fit(known, known)
+    baselines.save(folder, lists, features)
     return folder
 
 
@@ -111,7 +115,7 @@ def test_evaluate_writes_the_documented_json(model, tmp_path):
     assert set(value["protocols"]) == {"stripped", "minsize"}
     for found in value["protocols"].values():
         assert found["functions"] == 6 and found["oz"] > 0
-        assert set(found["methods"]) == {"autotuner", "model", "single-list"}
+        assert set(found["methods"]) == {"autotuner", "features", "model", "single-list"}
         for row in found["methods"].values():
             low, high = row["ci95"]
             assert low <= row["improvement"] <= high
@@ -198,7 +202,9 @@ def test_an_unknown_scale_in_the_environment_is_refused():
 def test_foreign_and_damaged_checkpoints_are_refused(model, tmp_path):
     ask = lambda folder: llmopt("optimize", SAMPLE, "--model", folder)  # noqa: E731
     (tmp_path / "foreign").mkdir()
-    refused(ask(tmp_path / "foreign"), "baselines.json", "llmopt train")
+    refused(ask(tmp_path / "foreign"), "tokenizer.json", "no such file")
+    done = llmopt("evaluate", SAMPLE, "--model", tmp_path / "foreign")
+    refused(done, "baselines.json", "llmopt train")
     for name, word in [("model.safetensors", "weights"), ("tokenizer.json", "tokenizer"),
                        ("config.json", "configuration")]:  # fmt: skip
         damaged = tmp_path / name.replace(".", "-")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from llmopt import evaluate, generate, ir, judge, model, passes, tables, tokenizer
+from llmopt import baselines, evaluate, generate, ir, judge, model, passes, tables, tokenizer
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.labels import Budget, label
 from llmopt.prompt import Answer
@@ -19,8 +19,8 @@ from llmopt.tokenizer import END, PAD
 # LLVM 22.1.8 crashes on this list and `parse_integer` (tests/test_sandbox.py).
 CRASHING = ("-Oz", "unify-loop-exits")  # on a switch that leaves a loop; LLVM 22.1.8
 NAMES = ("clamp", "gcd", "power_modulo", "parse_integer")
-SINGLE = dict.fromkeys(PROTOCOLS, ("mem2reg", "simplifycfg"))
-METHODS = [evaluate.AUTOTUNER, evaluate.SINGLE, evaluate.MODEL]
+RIVALS = {baselines.SINGLE: lambda protocol, texts: [("mem2reg", "simplifycfg")] * len(texts)}
+METHODS = [evaluate.AUTOTUNER, baselines.SINGLE, evaluate.MODEL]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def folder(functions, tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(functions, labels, folder, tmp_path_factory):
     directory = tmp_path_factory.mktemp("evaluation")
-    return evaluate.evaluate(functions, labels, folder, SINGLE, directory, 2, 24)
+    return evaluate.evaluate(functions, labels, folder, RIVALS, directory, 2, 24)
 
 
 def test_every_method_has_a_row_for_every_function(result, functions):
@@ -110,13 +110,13 @@ def test_a_list_that_crashes_llvm_costs_a_compilation_and_ships_oz(sample):
 
 
 def test_a_crash_is_one_method_s_and_one_function_s(functions, labels, folder, tmp_path):
-    single = dict.fromkeys(PROTOCOLS, CRASHING)
-    rows = evaluate.evaluate(functions, labels, folder, single, tmp_path, 0, 24).rows
+    rivals = {baselines.SINGLE: lambda protocol, texts: [CRASHING] * len(texts)}
+    rows = evaluate.evaluate(functions, labels, folder, rivals, tmp_path, 0, 24).rows
     crashed = rows[rows.status != "ok"]
-    assert set(crashed.method) == {evaluate.SINGLE} and set(crashed.status) == {"crash"}
+    assert set(crashed.method) == {baselines.SINGLE} and set(crashed.status) == {"crash"}
     assert (crashed["count"] == crashed.oz).all() and (crashed.compilations == 1).all()
     whole = tables.table(rows).set_index(["protocol", "method"])
-    row = whole.loc["stripped", evaluate.SINGLE]
+    row = whole.loc["stripped", baselines.SINGLE]
     assert row.extra_compilations == (crashed.protocol == "stripped").sum()
 
 
@@ -130,13 +130,14 @@ def test_answers_are_asked_for_once(functions, labels, folder, tmp_path, monkeyp
         return greedy(llama, tok, items, **settings)
 
     monkeypatch.setattr(generate, "greedy", counting)
-    first = evaluate.answers(folder, functions.head(1), "stripped", tmp_path)
-    again = evaluate.answers(folder, functions, "stripped", tmp_path)
-    assert asked == [1, len(functions)]  # by whole chunks: an answer may depend on its neighbours
-    whole = evaluate.answers(folder, functions, "stripped", tmp_path / "other")
+    first = evaluate.answers(folder, functions.head(1), PROTOCOLS, tmp_path)
+    again = evaluate.answers(folder, functions, PROTOCOLS, tmp_path)
+    # By whole chunks: an answer may depend on its neighbours.
+    assert asked == [2, 2 * len(functions)]
+    whole = evaluate.answers(folder, functions, PROTOCOLS, tmp_path / "other")
     assert again == whole and again.items() >= first.items()
     asked.clear()
-    arguments = (functions, labels, folder, SINGLE, tmp_path, 2, 24)
+    arguments = (functions, labels, folder, RIVALS, tmp_path, 2, 24)
     result = evaluate.evaluate(*arguments)
     asked.clear()
     repeated = evaluate.evaluate(*arguments)
@@ -152,7 +153,7 @@ def test_broken_functions_are_left_out_and_counted(functions, folder, tmp_path):
         ignore_index=True,
     )
     labels = label(more, tmp_path, Budget(1, 4, 4, 1))
-    result = evaluate.evaluate(more, labels, folder, SINGLE, tmp_path, 0, 24)
+    result = evaluate.evaluate(more, labels, folder, RIVALS, tmp_path, 0, 24)
     assert set(result.rows.id) == set(functions.id)
     assert result.left_out[evaluate.NO_LABEL] == 1
 
@@ -164,13 +165,13 @@ def test_a_prompt_without_room_is_left_out_and_counted(functions, folder, tmp_pa
         [functions, pd.DataFrame([{"id": ir.function_id(text), "ir": text}])], ignore_index=True
     )
     labels = label(more, tmp_path, Budget(1, 2, 2, 1))
-    result = evaluate.evaluate(more, labels, folder, SINGLE, tmp_path, len(more), 4)
+    result = evaluate.evaluate(more, labels, folder, RIVALS, tmp_path, len(more), 4)
     assert set(result.rows.id) == set(functions.id)
     assert result.left_out[evaluate.NO_ROOM] == 1
 
 
 def test_nothing_to_evaluate_is_an_error(functions, labels, folder, tmp_path):
-    arguments = (folder, SINGLE, tmp_path, 2, 24)
+    arguments = (folder, RIVALS, tmp_path, 2, 24)
     with pytest.raises(InputError, match="no functions"):
         evaluate.evaluate(functions.head(0), labels, *arguments)
     with pytest.raises(InputError, match="nothing to evaluate"):
@@ -316,7 +317,7 @@ def test_the_model_chooses_by_the_rule_in_its_folder(functions, labels, folder, 
     for caution, allowed in ((1e6, {"-Oz"}), (-1e6, {"mem2reg,simplifycfg", "gvn"})):
         rule = {p: {"lists": lists, "caution": caution} for p in PROTOCOLS}
         (ruled / "rule.json").write_text(json.dumps(rule))
-        made = evaluate.evaluate(functions, labels, ruled, SINGLE, tmp_path / f"{caution}", 2, 24)
+        made = evaluate.evaluate(functions, labels, ruled, RIVALS, tmp_path / f"{caution}", 2, 24)
         chosen = made.rows[made.rows.method == evaluate.MODEL]
         assert set(chosen.passes) <= allowed
         assert len(made.code) == len(PROTOCOLS) * 2  # counts and code are about that very list

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from llmopt import config, corpus, ir, labels, llvm, pipeline
-from llmopt.config import InputError
 
 
 @pytest.fixture
@@ -108,12 +107,3 @@ def test_wanted_takes_all_of_train_and_the_first_of_the_others(small):
         "test": scale.test_functions,
     }
     assert set(pipeline.test_functions().split) == {"test"}
-
-
-@pytest.mark.parametrize("text", ["", "{}", '{"single-list": {"stripped": "-Oz"}}', "[1]"])
-def test_a_model_without_usable_baselines_is_refused_by_name(tmp_path, text):
-    with pytest.raises(InputError, match="baselines.json"):
-        pipeline.single_lists(tmp_path)
-    (tmp_path / "baselines.json").write_text(text)
-    with pytest.raises(InputError, match="baselines.json: no usable baselines"):
-        pipeline.single_lists(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmopt import display, evaluate, plots, tables
+from llmopt import baselines, display, evaluate, plots, tables
 from llmopt.config import PROTOCOLS, InputError
 
 LOG = pd.DataFrame(
@@ -23,7 +23,7 @@ ROWS = pd.DataFrame(
          "passes": "gvn", "compilations": 0, "status": "ok"}
         for i in range(4)
         for protocol in PROTOCOLS
-        for j, method in enumerate((evaluate.AUTOTUNER, evaluate.SINGLE, evaluate.MODEL))
+        for j, method in enumerate((evaluate.AUTOTUNER, baselines.SINGLE, evaluate.MODEL))
     ]
 )  # fmt: skip
 CODE = pd.DataFrame(
