@@ -41,7 +41,7 @@ class Preset:
 PRESETS = {
     "smoke": Preset(layers=2, heads=2, width=64, ffn=160),
     "classroom": Preset(layers=4, heads=2, width=128, ffn=352),
-    "reference": Preset(layers=8, heads=4, width=256, ffn=704),
+    "reference": Preset(layers=6, heads=4, width=256, ffn=704),
     "small": Preset(layers=12, heads=8, width=512, ffn=1408),
     "medium": Preset(layers=16, heads=16, width=1024, ffn=2816),
     "llama2-7b": Preset(layers=32, heads=32, width=4096, ffn=11008, tied=False),

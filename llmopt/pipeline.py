@@ -410,7 +410,7 @@ def recipe():
         tokens_per_batch=scale.tokens_per_batch,
         learning_rate=scale.learning_rate,
         code_repeats=scale.code_repeats,
-        validate_every=250,  # as in the paper
+        validate_every=max(250, scale.train_steps // 16),  # 250 in the paper
         checkpoint_every=250,
         precision=model.fast_precision(),
     )

@@ -60,6 +60,7 @@ class TrainConfig:
     code_repeats: int = 1  # how often a function taught with its code comes, for one of another
     spike: float = 3.0  # nats by which the smoothed loss may rise above its best
     validate_every: int = 100
+    validate_on: int = 400  # functions, at most, for the losses
     checkpoint_every: int = 100
     precision: str = "no"  # "bf16": matrix products in bfloat16, all else in float32
     compiled: bool = False  # torch.compile; pays on an accelerator
@@ -164,7 +165,8 @@ def rate(fraction: float, config: TrainConfig) -> float:
 
 @torch.no_grad()
 def validate(objective: Objective, data: Tokens, config: TrainConfig, pad: int) -> dict:
-    """Mean loss by kind of token (nats), over all of `data`."""
+    """Mean loss by kind of token (nats) over `config.validate_on` functions of `data`, the same
+    ones each time."""
     sums, counts = np.zeros(len(KINDS)), np.zeros(len(KINDS))
     device = next(objective.parameters()).device
     objective.eval()
@@ -174,7 +176,7 @@ def validate(objective: Objective, data: Tokens, config: TrainConfig, pad: int) 
         sums += np.bincount(kept.cpu(), losses.cpu(), minlength=len(KINDS))
         counts += np.bincount(kept.cpu(), minlength=len(KINDS))
         seen += len(rows)
-        if seen >= len(data.functions):
+        if seen >= min(config.validate_on, len(data.functions)):
             break
     objective.train()
     found = {f"valid_{kind}": s / n for kind, s, n in zip(KINDS, sums, counts, strict=True) if n}
