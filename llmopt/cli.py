@@ -40,7 +40,7 @@ Scale = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
 ModelFolder = Annotated[
     Path | None,
-    typer.Option("--model", help="A folder that `llmopt train` made; else the scale's own model."),
+    typer.Option("--model", help="A folder that `llmopt train` made; else the released model."),
 ]
 
 
@@ -262,6 +262,9 @@ def train(
     tokens: Annotated[
         Path | None, typer.Option(help="Prepared tokens; then no corpus is needed. With -o.")
     ] = None,
+    release: Annotated[
+        bool, typer.Option("--release", help="Then put the model into models/reference.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the scale's model on its train split (what is missing before it is made first).
@@ -270,11 +273,17 @@ def train(
     """
     set_scale(scale)
     check_folder(output)
+    if release and tokens:
+        raise InputError("--release: finish the run without --tokens first")
     if tokens and not output:
         raise InputError("--tokens: name the folder of the run, too: -o DIR")
     from llmopt import pipeline
 
     folder = pipeline.train_elsewhere(tokens, output) if tokens else pipeline.model(folder=output)
+    if release:
+        from llmopt import release as releasing
+
+        folder = releasing.release(folder.parent)
     if as_json:
         emit({"model": str(folder)})
     else:
@@ -285,10 +294,8 @@ def find_model(folder: Path | None) -> Path:
     from llmopt import pipeline
 
     if folder is None:
-        scale = config.scale().name
-        say(f"no checkpoint is released yet: using the {scale} model (trained now if missing)")
-        folder = pipeline.model()
-    elif not folder.is_dir():
+        return pipeline.RELEASED if pipeline.RELEASED.is_dir() else pipeline.model()
+    if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name one that `llmopt train` made")
     return folder
 
@@ -441,34 +448,33 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--json", help="Write the result to this file.")
     ] = None,
+    release: Annotated[
+        bool, typer.Option("--release", help="Put the released model's result into results/.")
+    ] = False,
     scale: Scale = None,
 ) -> None:
     """The paper's tables for a set of functions: all methods, both protocols, with intervals."""
     protocols = config.PROTOCOLS if protocol == "both" else (config.check_protocol(protocol),)
     settings = set_scale(scale)
+    whole = path is None and limit is None and protocols == config.PROTOCOLS
     if output and output.is_dir():
         raise InputError(f"{output}: a folder; --json takes the name of a file")
+    if release and not (whole and model is None):
+        raise InputError("--release: of the released model on the whole test split only")
     from llmopt import baselines, journal, pipeline, tables
     from llmopt import evaluate as evaluation
 
-    long = 0
-    if path is None:
-        rows, long = evaluation.test_functions()
-    else:
-        rows = read_any(path)
-    rows = rows.drop_duplicates("id").head(limit or len(rows))
     folder = find_model(model)
     rivals = baselines.load(folder)
-    key = (tuple(rows.id), pipeline.model_digest(folder), settings)
-    directory = pipeline.stage("evaluate", ("evaluate", "generate", "labels"), key)
-    with journal.workers() as pool:
-        if path is None:
-            labels = pipeline.labels()
-        else:
-            labels = pipeline.search(rows, directory)
-        if path is None and model is None and limit is None and protocols == config.PROTOCOLS:
-            result = evaluation.test_split()  # the one that the book shows
-        else:
+    if whole:
+        result = evaluation.test_split(folder)
+    else:
+        rows, long = evaluation.test_functions(folder) if path is None else (read_any(path), 0)
+        rows = rows.drop_duplicates("id").head(limit or len(rows))
+        key = (tuple(rows.id), pipeline.model_digest(folder), settings)
+        directory = pipeline.stage("evaluate", ("evaluate", "generate", "labels"), key)
+        with journal.workers() as pool:
+            labels = pipeline.labels() if path is None else pipeline.search(rows, directory)
             with bar("ask the model", len(protocols) * len(rows)) as progress:
                 result = evaluation.evaluate(
                     rows,
@@ -482,11 +488,15 @@ def evaluate(
                     pool,
                     progress.update,
                 )
-            if long:
-                result.left_out[f"prompt and answer over {settings.max_tokens} tokens"] = long
+        if long:
+            result.left_out[f"prompt and answer over {settings.max_tokens} tokens"] = long
     value = {"model": str(folder), "scale": settings.name} | tables.summary(
         result.rows, result.code, result.left_out
     )
+    if release:
+        from llmopt import release as releasing
+
+        releasing.record(result)
     if output:
         config.write_atomic(output, (json.dumps(value, indent=1) + "\n").encode())
     print_tables(value)

@@ -21,6 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from llmopt import baselines, config, journal, judge, passes, pipeline, prompt
+from llmopt import tokenizer as tokenizers
 from llmopt.baselines import Chooser
 from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Answer
@@ -211,24 +212,25 @@ def evaluate(
 # --- the current scale's own evaluation ----------------------------------------------------------
 
 
-def test_functions() -> tuple[pd.DataFrame, int]:
-    """The scale's test functions whose prompt and true answers fit the scale's tokens, as in the
-    paper, and how many were left out because they do not."""
-    rows, tokenizer = pipeline.test_functions(), pipeline.tokenizer()
+def test_functions(folder: Path) -> tuple[pd.DataFrame, int]:
+    """The scale's test functions whose prompt and true answers fit the scale's tokens, cut by the
+    tokenizer in `folder`, as in the paper, and how many were left out because they do not."""
+    rows, tokenizer = pipeline.test_functions(), tokenizers.load(folder)
     most = config.scale().max_tokens
     long = {e.id for e in pipeline.examples("test") if prompt.length(e, tokenizer) > most}
     return rows[~rows.id.isin(long)], len(long)
 
 
-def test_split() -> Evaluation:
-    """The current scale's model on its test split, under both protocols: made once, and shared by
-    all that show it. Builds what is missing, the model included."""
-    scale, folder = config.scale(), pipeline.model()
-    settings = (pipeline.model_folder().name, scale.generate_functions, scale.max_new_tokens)
+def test_split(folder: Path | None = None) -> Evaluation:
+    """A model (by default the current scale's, built if it is missing) on the scale's test split,
+    under both protocols: made once, and shared by all that show it."""
+    scale, folder = config.scale(), folder or pipeline.model()
+    ids = tuple(pipeline.test_functions().id)
+    settings = (pipeline.model_digest(folder), ids, scale.generate_functions, scale.max_new_tokens)
     directory = pipeline.stage("evaluation", ("evaluate", "generate"), settings)
     with pipeline.alone(directory):
         if not (directory / "left_out.json").exists():  # written last
-            rows, long = test_functions()
+            rows, long = test_functions(folder)
             with (
                 journal.workers() as pool,
                 tqdm(total=len(PROTOCOLS) * len(rows), desc="evaluate", unit="answer") as bar,

@@ -152,7 +152,7 @@ def export(
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
-    """A trained model, ready to generate, and its tokenizer, from a Hugging Face folder.
+    """A trained model in float32, ready to generate, and its tokenizer, from a Hugging Face folder.
 
     Only safetensors are read, nothing is downloaded or unpickled. Raises `InputError` that names
     the file where one is missing, damaged, or does not fit the others.
@@ -193,4 +193,4 @@ def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
     odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if odd:
         raise InputError(f"{weights}: {len(odd)} tensors do not fit config.json, {odd[0]} first")
-    return llama.eval(), tok
+    return llama.float().eval(), tok  # processors are slow on halves, in which it may be stored

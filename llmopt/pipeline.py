@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from llmopt import dataset
 
 RESULTS = config.ROOT / "results"
+RELEASED = config.ROOT / "models" / "reference"  # the model that comes with the repository
 
 
 def stage(name: str, modules: tuple[str, ...], settings: object) -> Path:
@@ -232,7 +233,7 @@ def release(folder: Path) -> None:
         "llvm": llvm.version(),
         "clang": frontend.available()[1],
         "python": platform.python_version(),
-        "machine": {"cores": os.cpu_count(), "processor": _processor()},
+        "machine": {"cores": os.cpu_count(), "processor": processor()},
         "scale": dataclasses.asdict(config.scale()),
         "cost": json.loads((folder / "cost.json").read_text()),
         "failures": json.loads((folder / "failures.json").read_text()),
@@ -252,7 +253,8 @@ def release(folder: Path) -> None:
     config.write_atomic(data / "functions.parquet", buffer.getvalue())
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     try:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:

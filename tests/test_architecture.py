@@ -19,6 +19,7 @@ RANKS = (
     {"corpus", "train", "choose", "baselines", "labels"},
     {"validation"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
+    {"release"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

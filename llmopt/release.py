@@ -1,0 +1,120 @@
+"""What is released of a training run and of its evaluation, and the card that describes it.
+
+`models/reference` is a plain Hugging Face folder with half-precision weights, the rule that the
+model chooses by and the baselines that it was compared with. What it scores is recorded in
+`results/`: the rows of every function, their sums, and what the model wrote. The card is rendered
+from these records and from nothing else.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from llmopt import config, evaluate, llvm, model, pipeline, prompt, tables, tokenizer
+from llmopt.config import PROTOCOLS, InputError
+
+SIZES = (0, 64, 128, 256, 512, 1024, 2048)  # tokens of a prompt, for the rates by size
+
+
+def release(run: Path) -> Path:
+    """Put the finished training run in the folder `run` into `models/reference`, and its log into
+    `results/training.parquet`. Returns the model's folder; raises `InputError` where it is not
+    finished."""
+    made = run / "model"
+    if not (made / "rule.json").exists():
+        raise InputError(f"{made}: no finished model; `llmopt train -o {run}` goes on with it")
+    llama, tok = model.load(made)
+    folder = pipeline.RELEASED
+    folder.parent.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.export(llama.to(torch.float16), tok, folder)
+    for name in ("rule.json", "baselines.json", "features.skops"):
+        shutil.copy(made / name, folder / name)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    _write("training.parquet", pd.DataFrame(rows).astype({"step": "int32"}))
+    record = json.loads((made / "training.json").read_text()) | _circumstances()
+    config.write_atomic(
+        pipeline.RESULTS / "training.json", (json.dumps(record, indent=1) + "\n").encode()
+    )
+    return folder
+
+
+def record(result: evaluate.Evaluation) -> dict:
+    """Put an evaluation of the released model on the scale's test functions into `results/`:
+    `evaluation.parquet`, `code.parquet` (without any code: it may be third parties'), and
+    `evaluation.json` with the sums, whose value is returned."""
+    functions = pipeline.functions().set_index("id")
+    tok = tokenizer.load(pipeline.RELEASED)
+    texts = functions.ir.loc[result.rows.id.unique()]
+    prompts = texts.map(lambda text: len(prompt.encode_prompt(text, PROTOCOLS[0], tok)[0]))
+    rows = result.rows.assign(suite=result.rows.id.map(functions.suite))
+    code = result.code.assign(
+        suite=result.code.id.map(functions.suite), tokens=result.code.id.map(prompts)
+    )
+    _write("evaluation.parquet", result.rows.assign(tokens=result.rows.id.map(prompts)))
+    _write("code.parquet", code.drop(columns=["code", "reference", "input"]))
+    value = (
+        {"model": pipeline.model_digest(pipeline.RELEASED)}
+        | _circumstances()
+        | tables.summary(result.rows, result.code, result.left_out)
+        | {"suites": _by_suite(rows), "code_by_tokens": by_tokens(code).to_dict("records")}
+    )
+    text = json.dumps(value, indent=1) + "\n"
+    config.write_atomic(pipeline.RESULTS / "evaluation.json", text.encode())
+    return value
+
+
+def by_tokens(code: pd.DataFrame) -> pd.DataFrame:
+    """Rates of what the model wrote (percent), by protocol and by the tokens of the prompt."""
+    bins = pd.cut(code.tokens, SIZES)
+    table = code.groupby(["protocol", bins], observed=True).agg(
+        functions=("id", "size"), compiles=("compiles", "mean"), exact=("exact", "mean")
+    )
+    table[["compiles", "exact"]] *= 100
+    table = table.reset_index()
+    table.insert(1, "at_most", [int(one.right) for one in table.pop("tokens")])
+    return table
+
+
+def _by_suite(rows: pd.DataFrame) -> dict:
+    found: dict[str, dict] = {}
+    table = tables.table(rows, by=("suite", "protocol", "method"))
+    for row in table.itertuples():
+        one = {"functions": row.functions, "improvement": row.percent, "ci95": list(row.interval)}
+        one["with_oz_backup"] = row.with_oz_backup
+        found.setdefault(row.suite, {}).setdefault(row.protocol, {})[row.method] = one
+    return found
+
+
+def _write(name: str, table: pd.DataFrame) -> None:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    config.write_atomic(pipeline.RESULTS / name, buffer.getvalue())
+
+
+def _circumstances() -> dict:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "llvm": llvm.version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": {"cores": os.cpu_count(), "processor": pipeline.processor()},
+    }
+
+
+def _commit() -> str:
+    """The commit that the code is at, or an empty string outside a repository."""
+    command = ["git", "-C", str(config.ROOT), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
