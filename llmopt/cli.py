@@ -497,6 +497,7 @@ def evaluate(
         from llmopt import release as releasing
 
         releasing.record(result)
+        releasing.card()
     if output:
         config.write_atomic(output, (json.dumps(value, indent=1) + "\n").encode())
     print_tables(value)

@@ -1,4 +1,4 @@
-"""What is released of a training run and of its evaluation, and the card that describes it.
+"""What is released of a training run and of its evaluation, and the model's card.
 
 `models/reference` is a plain Hugging Face folder with half-precision weights, the rule that the
 model chooses by and the baselines that it was compared with. What it scores is recorded in
@@ -42,7 +42,9 @@ def release(run: Path) -> Path:
         shutil.copy(made / name, folder / name)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     _write("training.parquet", pd.DataFrame(rows).astype({"step": "int32"}))
+    functions = pipeline.functions()
     record = json.loads((made / "training.json").read_text()) | _circumstances()
+    record["functions"] = int((functions.split == "train").sum())
     config.write_atomic(
         pipeline.RESULTS / "training.json", (json.dumps(record, indent=1) + "\n").encode()
     )
@@ -118,3 +120,73 @@ def _commit() -> str:
     command = ["git", "-C", str(config.ROOT), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+# --- the card ------------------------------------------------------------------------------------
+
+CARD = config.ROOT / "models" / "card.md.template"
+
+
+def card() -> Path:
+    """Write `models/reference/README.md` from the records in `results/` and nothing else."""
+    trained, evaluated = pipeline.record("training"), pipeline.record("evaluation")
+    log = pd.read_parquet(pipeline.RESULTS / "training.parquet").iloc[-1]
+    shape = json.loads((pipeline.RELEASED / "config.json").read_text())
+    text = CARD.read_text().format(
+        parameters=model.parameters(trained["run"]["preset"], shape["vocab_size"]),
+        functions=trained["functions"],
+        llvm=trained["llvm"],
+        steps=int(log.step),
+        tokens=log.tokens / 1e6,
+        hours=log.seconds / 3600,
+        processor=trained["machine"]["processor"],
+        cores=trained["machine"]["cores"],
+        trained=trained["date"],
+        commit=trained["commit"],
+        evaluated=evaluated["date"],
+        written=evaluated["protocols"][PROTOCOLS[0]]["codegen"]["functions"],
+        methods=_methods(evaluated["protocols"]),
+        suites=_suites(evaluated["suites"]),
+        code=_code(evaluated["code_by_tokens"]),
+    )
+    path = pipeline.RELEASED / "README.md"
+    config.write_atomic(path, text.encode())
+    return path
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|---|" + "---:|" * (len(rows[0]) - 1), *body])
+
+
+def _gain(row: dict) -> str:
+    low, high = row["ci95"]
+    return f"{row['improvement']:.2f}% [{low:.2f}, {high:.2f}]"
+
+
+def _methods(protocols: dict) -> str:
+    rows = [["protocol, method", "in one shot", "improved", "regressed", "with backup"]]
+    for protocol, found in protocols.items():
+        for name, row in found["methods"].items():
+            counts = f"{row['improved']:,}", f"{row['regressed']:,}"
+            backup = f"{row['with_oz_backup']:.2f}%"
+            rows.append([f"{protocol}, {name}", _gain(row), *counts, backup])
+    return _markdown(rows)
+
+
+def _suites(suites: dict) -> str:
+    rows = [["suite", "functions", *PROTOCOLS, *(f"{p}, with backup" for p in PROTOCOLS)]]
+    for suite, found in sorted(suites.items()):
+        own = [found[protocol][evaluate.MODEL] for protocol in PROTOCOLS]
+        backup = (f"{row['with_oz_backup']:.2f}%" for row in own)
+        rows.append([suite, f"{own[0]['functions']:,}", *map(_gain, own), *backup])
+    return _markdown(rows)
+
+
+def _code(sizes: list[dict]) -> str:
+    rows = [["protocol, tokens", "functions", "compiles", "exactly LLVM's"]]
+    for row in sizes:
+        rates = f"{row['compiles']:.1f}%", f"{row['exact']:.1f}%"
+        name = f"{row['protocol']}, to {row['at_most']:,}"
+        rows.append([name, f"{row['functions']:,}", *rates])
+    return _markdown(rows)
