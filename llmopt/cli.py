@@ -10,16 +10,15 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llmopt import config
+from llmopt import bench, config
 from llmopt.config import InputError
+from llmopt.console import Json, ModelFolder, Scale, bar, emit, say, set_scale
 
 app = typer.Typer(
     add_completion=False,
@@ -30,47 +29,12 @@ app = typer.Typer(
 )
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(corpus_app, name="corpus", help="Build the corpus, or look at code of your own.")
-bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(bench_app, name="bench", help="Measure, as ratios within one run.")
-
-Scale = Annotated[
-    str | None,
-    typer.Option("--scale", help="smoke, classroom, reference or paper [env: LLMOPT_SCALE]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
-ModelFolder = Annotated[
-    Path | None,
-    typer.Option("--model", help="A folder that `llmopt train` made; else the released model."),
-]
-
+app.add_typer(bench.app, name="bench", help="Measure, as ratios within one run.")
 
 CANNOT_WRITE = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EEXIST ENOTDIR EISDIR ENAMETOOLONG".split()
 }
-
-
-def say(text: str) -> None:
-    """A line for people, out of the way of standard output."""
-    print(f"llmopt: {text}", file=sys.stderr)
-
-
-def set_scale(name: str | None) -> config.Scale:
-    scale = config.scale(name)
-    os.environ["LLMOPT_SCALE"] = scale.name  # the pipeline and its workers read it there
-    return scale
-
-
-@contextmanager
-def bar(title: str, total: int) -> Iterator:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, unit="function", file=sys.stderr, disable=None) as progress:
-        yield progress
-
-
-def emit(value: dict) -> None:
-    print(json.dumps(value, indent=1))
 
 
 # --- doctor ------------------------------------------------------------------------------------
@@ -234,23 +198,30 @@ def autotune(
 
 @app.command(epilog="Example: llmopt tokenizer --scale smoke")
 def tokenizer(scale: Scale = None, as_json: Json = False) -> None:
-    """Train the scale's tokenizer on its train split and say how far its tokens reach."""
+    """Train the scale's tokenizer on its train split and say how far its tokens reach, by suite."""
     set_scale(scale)
-    from llmopt import pipeline
+    from llmopt import pipeline, prompt
 
-    tok, test = pipeline.tokenizer(), pipeline.examples("test")
-    characters = sum(len(example.ir) for example in test)
-    tokens = sum(len(tok.encode(example.ir)) for example in test)
+    tok, functions = pipeline.tokenizer(), pipeline.test_functions()
+    found = {"as read": {}, "as printed": {}}
+    for suite, texts in functions.groupby("suite").ir:
+        characters = texts.str.len().sum()
+        for how, cut in (("as read", lambda text: prompt.shorten(text)[0]), ("as printed", str)):
+            tokens = sum(len(tok.encode(cut(text))) for text in texts)
+            found[how][suite] = float(characters / tokens)
     value = {
         "folder": str(pipeline.tokenizer_folder()),
         "vocabulary": len(tok),
-        "characters_per_token": characters / tokens,
+        "characters_per_token": found,
     }
     if as_json:
         emit(value)
-    else:
-        print(f"{len(tok)} tokens, {characters / tokens:.2f} characters a token on the test split")
-        print(value["folder"])
+        return
+    print(f"{len(tok)} tokens. Characters of the test functions' IR a token, when the IR is")
+    print(f"{'':20} {'shortened':>10} {'as printed':>10}")
+    for suite, reach in found["as read"].items():
+        print(f"{suite:20} {reach:10.2f} {found['as printed'][suite]:10.2f}")
+    print(value["folder"])
 
 
 @app.command(epilog="Example: llmopt train --scale smoke -o build/my-run")
@@ -532,134 +503,6 @@ def print_tables(value: dict) -> None:
     for reason, count in value["left_out"].items():
         if count:
             print(f"left out: {count}: {reason}")
-
-
-# --- bench -------------------------------------------------------------------------------------
-
-
-def benchmark(name: str):
-    """`measure` of a file in `benchmarks/`."""
-    import runpy
-
-    return runpy.run_path(str(config.ROOT / "benchmarks" / f"{name}.py"))["measure"]
-
-
-@bench_app.command("compile", epilog="Example: llmopt bench compile --functions 50 --json")
-def bench_compile(
-    functions: Annotated[int, typer.Option(min=1, help="How many of the test split.")] = 100,
-    scale: Scale = None,
-    as_json: Json = False,
-) -> None:
-    """LLVM in process against an `opt` process a list, on the same functions in one run."""
-    set_scale(scale)
-    value = benchmark("compile")(functions)
-    if as_json:
-        emit(value)
-        return
-    for name in ("oz", "three_passes"):
-        row = value if name == "oz" else value["three_passes"]
-        print(
-            f"{name:13} {value['functions']} functions: in process {row['ms_in_process']:.3f} ms, "
-            f"opt {row['ms_opt']:.1f} ms, ratio {row['ratio']:.0f}"
-        )
-
-
-@bench_app.command("search", epilog="Example: llmopt bench search --functions 20 --json")
-def bench_search(
-    functions: Annotated[int, typer.Option(min=1, help="How many of the valid split.")] = 300,
-    compilations: Annotated[int, typer.Option(min=10, help="Budget a function.")] = 3000,
-    scale: Scale = None,
-    as_json: Json = False,
-) -> None:
-    """Improvement over -Oz against compilations: uniform random lists and our search."""
-    set_scale(scale)
-    value = benchmark("search")(functions, compilations)
-    if as_json:
-        emit(value)
-        return
-    for protocol, row in value["protocols"].items():
-        print(f"{protocol}, {value['functions']} functions: % below -Oz after so many compilations")
-        for name in ("random", "ours"):
-            points = zip(value["compilations"], row[name], strict=True)
-            print(f"  {name:6}", "  ".join(f"{at}: {gain:.2f}" for at, gain in points))
-    speed = value["throughput"]
-    for name, rate in speed["per_second"].items():
-        print(f"{name:16} {rate:7.0f} lists a second on one core")
-
-
-@bench_app.command("labels", epilog="Example: llmopt bench labels --functions 50")
-def bench_labels(
-    functions: Annotated[int, typer.Option(min=1, help="How many of the labelled ones.")] = 100,
-    scale: Scale = None,
-    as_json: Json = False,
-) -> None:
-    """Run released labels again through `opt`; exits with 1 where a count differs."""
-    set_scale(scale)
-    value = benchmark("labels")(functions)
-    if as_json:
-        emit(value)
-    else:
-        print(f"{value['labels']} labels run again through opt, {len(value['differences'])} differ")
-    if value["differences"]:
-        raise typer.Exit(1)
-
-
-@bench_app.command("train", epilog="Example: llmopt bench train --preset smoke --steps 3 --json")
-def bench_train(
-    preset: Annotated[str, typer.Option(help="A model preset.")] = "reference",
-    steps: Annotated[int, typer.Option(min=1)] = 5,
-    tokens: Annotated[int, typer.Option(min=600, help="A batch, padding included.")] = 4096,
-    compiled: Annotated[bool, typer.Option("--compiled", help="With torch.compile.")] = False,
-    as_json: Json = False,
-) -> None:
-    """A training step beside a matrix product of the same machine; memory beside its plan."""
-    from llmopt import model
-
-    model.shape(preset)
-    precisions = ["no"] if model.fast_precision() == "no" else ["no", "bf16"]
-    rows = benchmark("train")(preset, precisions, steps, tokens, compiled)
-    if as_json:
-        emit(rows)
-        return
-    for row in rows:
-        print(
-            f"{row['preset']}, {'bfloat16' if row['precision'] == 'bf16' else 'float32'} on "
-            f"{row['device']}: {row['tokens_per_second']:.0f} tokens a second, "
-            f"{row['utilisation']:.0%} of a matrix product; peak {row['peak_bytes'] / 2**20:.0f} "
-            f"MiB, planned {row['planned_bytes'] / 2**20:.0f}"
-        )
-
-
-@bench_app.command("levers", epilog="Example: llmopt bench levers --only adamw --tokens 1000000")
-def bench_levers(
-    only: Annotated[list[str] | None, typer.Option(help="Runs to make; else all.")] = None,
-    functions: Annotated[int, typer.Option(min=1, help="Of the train split.")] = 8000,
-    tokens: Annotated[int, typer.Option(min=1, help="A run.")] = 4_000_000,
-    preset: Annotated[str, typer.Option(help="A model preset.")] = "classroom",
-    scale: Scale = None,
-) -> None:
-    """Train small models that differ in one setting each; a JSON row a run on standard output."""
-    set_scale(scale)
-    benchmark("levers")(only, functions, tokens, preset)
-
-
-@bench_app.command("corpus", epilog="Example: llmopt bench corpus --scale smoke")
-def bench_corpus(scale: Scale = None, as_json: Json = False) -> None:
-    """Build the scale's corpus from nothing and join it with the released labels; exits with 1
-    where it is the scale of the labels and one of its functions has none."""
-    settings = set_scale(scale)
-    value = benchmark("corpus")()
-    if as_json:
-        emit(value)
-    else:
-        print(
-            f"{value['compiled']} of {value['files']} files compiled in {value['seconds']:.0f} s, "
-            f"{value['functions']} functions, {value['unlabelled']} without a label"
-        )
-    from llmopt import pipeline
-
-    if value["unlabelled"] and pipeline.record("labels")["scale"]["name"] == settings.name:
-        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -12,14 +12,14 @@ import pytest
 from llmopt.config import ROOT
 
 RANKS = (
-    {"config", "passes", "ir", "metrics", "journal"},
+    {"config", "console", "passes", "ir", "metrics", "journal"},
     {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints"},
     {"sandbox", "prompt", "model"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
     {"corpus", "train", "choose", "baselines", "labels"},
     {"validation"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
-    {"release"},
+    {"release", "bench"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

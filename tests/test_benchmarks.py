@@ -5,7 +5,7 @@ import json
 import pytest
 from test_cli import lines, llmopt
 
-from llmopt import cli, labels
+from llmopt import bench, labels
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_false_label_is_found(corpus, tmp_path, monkeypatch):
     released["best"] -= (released.passes == "-Oz").astype(int)
     labels.write(released, tmp_path / "labels.parquet")
     monkeypatch.setattr(labels, "RELEASED", tmp_path / "labels.parquet")
-    value = cli.benchmark("labels")(4)
+    value = bench.benchmark("labels")(4)
     assert value["differences"]
     for row in value["differences"]:
         assert row["passes"] == "-Oz" and row["opt_best"] == row["best"] + 1
