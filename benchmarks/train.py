@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VOCABULARY = 4096
+VOCABULARY = 2048
 PROMPT, ANSWERS = 400, (80, 80, 6, 6)  # tokens of one function and of its branches
 SIDE = 2048  # of the square matrices
 

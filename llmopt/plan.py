@@ -1,9 +1,9 @@
 """What a model takes: parameters, memory and time, by arithmetic, before anything is built.
 
 The counts follow from Llama's shape. Memory is that of mixed-precision training as `train` does it:
-float32 weights, gradients and moments, activations kept for the backward pass. Activations are an
-estimate, checked against measured peaks in `benchmarks/train.py`; what frameworks, allocators and
-communication take on top is not in it.
+float32 weights, gradients and moments, activations kept for the backward pass (a test compares them
+with what PyTorch saves). What frameworks, allocators and communication take on top is not in it;
+`benchmarks/train.py` puts the measured peak of a whole process beside the plan.
 """
 
 from __future__ import annotations
@@ -53,6 +53,23 @@ def operations(preset: str, vocabulary: int, length: int) -> int:
     return 3 * (2 * matrices + attention)
 
 
+def _size(precision: str) -> int:
+    return 2 if precision == "bf16" else FLOAT
+
+
+def kept(preset: str, precision: str = "no") -> int:
+    """Bytes a token that one layer keeps for the backward pass.
+
+    In float32: inputs and normalised inputs of two norms. At the size of a matrix product: what
+    each matrix reads (three different texts; halves are cast anew for each of six), queries, keys
+    and values, keys and values joined with the prompt's (about half of all tokens are a prompt's),
+    attention's sum; and of the gated network gate, its sigmoid's product, up, and their product.
+    """
+    p, size = model.shape(preset), _size(precision)
+    read = 6 if precision == "bf16" else 3
+    return int((4 * FLOAT + (read + 5.5) * size) * p.width + 4 * size * p.ffn)
+
+
 def plan(
     preset: str,
     vocabulary: int,
@@ -73,13 +90,11 @@ def plan(
     count = count_parameters(preset, vocabulary)
     embedding = count - p.layers * (4 * p.width**2 + 3 * p.width * p.ffn)
     moments = 2 * count if optimizer == "adamw" else 2 * embedding + (count - embedding)
-    size = 2 if precision == "bf16" else FLOAT
-    # Kept of a layer: two norms' inputs and outputs, queries, keys, values before and after their
-    # rotation, attention's sum; gate, up, their product and the gate's sigmoid.
-    layer = (4 * FLOAT + 7 * size) * p.width + 4 * size * p.ffn
-    kept = p.width * FLOAT if checkpointed else layer
-    logits = vocabulary * (size + 2 * FLOAT)  # as computed, as float32, and their softmax
-    activations = tokens_per_batch * (p.layers * kept + checkpointed * layer + logits)
+    logits = vocabulary * (_size(precision) + 2 * FLOAT)  # as computed, as float32, their softmax
+    layer = kept(preset, precision)
+    inputs = p.width * FLOAT
+    layers = p.layers * inputs + layer if checkpointed else p.layers * layer
+    activations = tokens_per_batch * (layers + logits)
     return Plan(
         preset,
         count,

@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from llmopt import tables
 from llmopt.config import PROTOCOLS, InputError
 
 if TYPE_CHECKING:
@@ -500,7 +501,8 @@ def training_curves(log: pd.DataFrame) -> list[Axes]:
 def validation_curves(log: pd.DataFrame) -> list[Axes]:
     """The paper's Figure 2: what the model is worth on validation functions, against tokens seen.
 
-    `log` holds the rows at which `validation.Curves` was asked; what it lacks is not drawn.
+    `log` holds the rows at which `validation.Curves` was asked; what it lacks is not drawn. Dotted
+    lines mark where -Oz is passed for good.
     """
     need(log, "validated steps")
     _, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.4))
@@ -521,6 +523,11 @@ def validation_curves(log: pd.DataFrame) -> list[Axes]:
         if axis.lines:
             axis.legend()
     axes[0, 0].axhline(0, color=GREY, linewidth=0.8)
+    for protocol in PROTOCOLS:  # from here on it stays above -Oz
+        passed = tables.parity(log, protocol) if f"improvement_{protocol}" in log else None
+        if passed is not None:
+            look = {"color": LOOKS[protocol]["color"], "linestyle": ":", "linewidth": 1.2}
+            axes[0, 0].axvline(passed / 1e6, **look)
     axes[1, 1].set_yscale("log")
     for axis in axes.flat:
         axis.set_xlabel("tokens seen (millions)")

@@ -142,6 +142,17 @@ def errors(code: pd.DataFrame) -> pd.DataFrame:
     return counts.loc[order].rename_axis(index="error", columns=None)
 
 
+def parity(log: pd.DataFrame, protocol: str) -> float | None:
+    """Tokens after which a model in training stays above -Oz on its validation functions, from the
+    rows of its log (`validation.Curves`); None where it never does for good."""
+    known = log.dropna(subset=[f"improvement_{protocol}"])
+    above = (known[f"improvement_{protocol}"] > 0).to_numpy()
+    if not len(above) or not above[-1]:
+        return None
+    below = (~above).nonzero()[0]
+    return float(known.tokens.iloc[below[-1] + 1 if len(below) else 0])
+
+
 def summary(rows: pd.DataFrame, code: pd.DataFrame, left_out: dict[str, int]) -> dict:
     """An `evaluate.Evaluation` as one JSON value: what `llmopt evaluate --json` writes."""
     protocols = {}

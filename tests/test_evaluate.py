@@ -324,3 +324,17 @@ def test_the_model_chooses_by_the_rule_in_its_folder(functions, labels, folder, 
         for row in made.code.itertuples():
             own = chosen[(chosen.id == row.id) & (chosen.protocol == row.protocol)]
             assert row.count == own["count"].item()
+
+
+def test_parity_is_where_it_stays_above_oz():
+    log = pd.DataFrame(
+        {
+            "tokens": [1, 2, 3, 4, 5],
+            "improvement_stripped": [None, 0.2, -0.1, 0.3, 0.1],
+            "improvement_minsize": [None, 0.0, 0.1, 0.2, 0.0],
+        }
+    )
+    assert tables.parity(log, "stripped") == 4
+    assert tables.parity(log, "minsize") is None
+    assert tables.parity(log.head(1), "stripped") is None
+    assert tables.parity(log.head(2), "stripped") == 2

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 from test_cli import llmopt
 
-from llmopt import model, plan
+from llmopt import dataset, model, plan, train
 
 
 @pytest.mark.parametrize("preset", model.PRESETS)
@@ -36,6 +37,31 @@ def test_shares_fall_with_devices_and_activations_with_checkpoints():
     assert 4 * muon.parameters < muon.optimizer < 8 * muon.parameters
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("preset", ["classroom", "reference"])
+def test_layers_keep_what_the_plan_says(preset, precision):
+    """Against the tensors that PyTorch saves for the backward pass, storages counted once."""
+    vocabulary, lengths = 512, (60, 60, 6, 6)
+    config = train.TrainConfig(preset, steps=1, precision=precision)
+    objective = train.Objective(model.build(preset, vocabulary, 0), config)
+    branches = [([1] * n, [-1, -1] + [1] * (n - 2), 1.0) for n in lengths]
+    batch = dataset.assemble([([1] * 140, branches)] * 6, 0)
+    weights = {p.shape for p in objective.parameters()}
+    weights |= {shape[::-1] for shape in weights}  # their casts do not grow with the tokens
+    saved = {}
+
+    def pack(tensor):
+        head = vocabulary in tensor.shape
+        if tensor.shape not in weights and not head:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, *_ = objective(batch)
+    found = sum(saved.values()) / batch.tokens / model.shape(preset).layers
+    assert loss.isfinite() and found == pytest.approx(plan.kept(preset, precision), rel=0.1)
+
+
 def test_time_is_operations_over_speed():
     one = plan.plan("llama2-7b", 32000, 4096, 2048)
     # The paper: 620 GPU days on V100s for 15.7 billion tokens; so at some 12 TFLOP/s each.
@@ -53,6 +79,6 @@ def test_bench_train_measures_speed_and_memory():
     )
     for row in json.loads(done.stdout):
         assert 0 < row["utilisation"] < 1.5 and row["tokens_per_second"] > 0
-        assert row["parameters"] == model.parameters("smoke", 4096)
+        assert row["parameters"] == model.parameters("smoke", 2048)
     done = llmopt("bench", "train", "--preset", "smol")
     assert done.returncode == 2 and "smoke" in done.stderr

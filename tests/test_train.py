@@ -351,6 +351,8 @@ def test_rates_warm_up_stay_and_fall():
         {"steps": 1, "optimizer": "sgd"},
         {"steps": 1, "precision": "fp8"},
         {"steps": 1, "preset": "huge"},
+        {"steps": 1, "prompt_every": 0},
+        {"steps": 1, "code_repeats": 0},
     ],
 )
 def test_bad_settings_are_refused(wrong):
@@ -379,3 +381,15 @@ def test_loss_weights_are_a_weighted_mean(tok, tmp_path):
     assert len(set(worth.tolist())) > 4
     assert loss.item() == pytest.approx(((each * worth).sum() / weight.sum()).item(), rel=1e-5)
     assert len(each) == int((batch.kinds >= 0).sum()) - 4  # nothing predicts the first token
+
+
+def test_of_a_prompt_every_third_token_can_be_learned(tok, tmp_path):
+    data = dataset.prepare(EXAMPLES, tok, 2048, tmp_path / "d")
+    batch = dataset.collate(data, range(12), pad(tok))
+    llama = model.build("smoke", len(tok), 0)
+    counts = [
+        torch.bincount(train.Objective(llama, TrainConfig(steps=1, prompt_every=n))(batch)[2])
+        for n in (1, 3)
+    ]
+    assert counts[0][1:].tolist() == counts[1][1:].tolist()
+    assert 0.8 < 3 * counts[1][0] / counts[0][0] < 1.2
