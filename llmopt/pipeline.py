@@ -35,6 +35,7 @@ from llmopt import (
     frontend,
     journal,
     llvm,
+    naming,
     passes,
     prompt,
     sandbox,
@@ -263,11 +264,12 @@ def processor() -> str:
 
 
 def _answers_folder() -> Path:
-    return stage("answers", ("sandbox",), labels_folder().name)
+    return stage("answers", ("sandbox", "naming"), labels_folder().name)
 
 
 def answers() -> pd.DataFrame:
-    """Labels with what LLVM makes of their lists (`optimised`) and the function's columns."""
+    """Labels with what LLVM makes of their lists (`optimised`, and `kept` in the function's own
+    names) and the function's columns."""
     folder = _answers_folder()
     path = folder / "answers.parquet"
     with alone(folder):
@@ -288,9 +290,24 @@ def _optimise(path: Path) -> None:
 
         rows = zip(table.ir, table.protocol, table.passes, strict=True)
         table["optimised"] = list(executor.map(optimised, rows))
+    table = table.dropna(subset=["optimised"]).reset_index(drop=True)
+    table["kept"] = _kept(table)
     buffer = io.BytesIO()
-    table.dropna(subset=["optimised"]).to_parquet(buffer, index=False, compression="zstd")
+    table.to_parquet(buffer, index=False, compression="zstd")
     config.write_atomic(path, buffer.getvalue())
+
+
+def _kept(table: pd.DataFrame) -> list[str]:
+    """`optimised` in the names of `ir`; as it is for the few where a pass went by the names."""
+    rows = zip(table.ir, table.protocol, map(passes.parse, table.passes), strict=True)
+    with _bar("name", len(table)) as bar:
+        kept = []
+        for text, known in zip(
+            naming.optimise_all(list(rows), os.cpu_count() or 1), table.optimised, strict=True
+        ):
+            kept.append(text if text and naming.numbered(text) == known else known)
+            bar.update()
+    return kept
 
 
 def examples(split: str) -> list[Example]:
@@ -304,7 +321,7 @@ def examples(split: str) -> list[Example]:
             passes.parse(row.passes),
             int(row.unoptimised),
             int(row.best),
-            row.optimised,
+            row.kept,
             int(row.oz),
             _gains(lists[row.protocol], row.coreset),
         )

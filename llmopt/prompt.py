@@ -6,7 +6,8 @@
 As in the paper (Section II-A, Figure 1) the pass list comes first, so that deployment can stop
 after it; both instruction counts and the optimised code are auxiliary tasks. The protocol comes
 after the function, so that one reading of the function serves both. IR is shortened first, exactly
-reversibly (`shorten`). This module neither runs a model nor judges generated code.
+reversibly (`shorten`), and code is written in the prompt's names (`naming`). This module neither
+runs a model nor judges generated code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmopt import ir, passes
+from llmopt import ir, naming, passes
 from llmopt.config import InputError, check_protocol
 from llmopt.tokenizer import AFTER, BEFORE, CODE, END, INPUT, PASSES, Tokenizer, mark
 
@@ -36,8 +37,9 @@ Part = tuple[bool, str]  # (is it a mark?, text): text is never searched for mar
 class Example:
     """One training example: a function, its best pass list, and what LLVM makes of it.
 
-    `ir` and `optimised` are normalised IR, before and after the list; `before` and `after` are
-    their instruction counts, and `oz` that after -Oz. `gains` are lists, -Oz the first, with the
+    `ir` and `optimised` are normalised IR, before and after the list, the latter in the former's
+    names (`naming.optimise`); `before` and `after` are their instruction counts, and `oz` that
+    after -Oz. `gains` are lists, -Oz the first, with the
     instructions that each saves against -Oz: what a choice among them is worth. Without any, the
     best list is all that is known.
     """
@@ -65,25 +67,34 @@ class Answer:
     error: str | None = None
 
 
+_LABEL = re.compile(r"^(%*[-\w$.]+:)$", re.MULTILINE)
+_MARKED = re.compile(r"^%(%*[-\w$.]+:)$", re.MULTILINE)
+
+
 def shorten(text: str) -> tuple[str, dict[str, str]]:
-    """Normalised IR as the model reads it: symbols and types have short names (`ir.rename`), and
-    `, align N` is left out of a scalar's load, store and alloca where N is the scalar's size.
+    """Normalised IR as the model reads it: symbols and types have short names (`ir.rename`),
+    `, align N` is left out of a scalar's load, store and alloca where N is the scalar's size, and a
+    block is called `%9:`, as where it is jumped to.
 
     Returns the short text and `{short name: the program's own}`; `lengthen` is the exact inverse.
     """
     renamed, names = ir.rename(text)
-    return _ACCESS.sub(_without_usual, renamed), names
+    return _shorten(renamed), names
 
 
 def shorten_alike(text: str, names: dict[str, str]) -> str:
     """Normalised IR that was made of another with the `names` which that got from `shorten`."""
     short = {own: short for short, own in names.items()}
-    return _ACCESS.sub(_without_usual, ir.substitute(text, short))
+    return _shorten(ir.substitute(text, short))
 
 
 def lengthen(short: str, names: dict[str, str]) -> str:
     """The inverse of `shorten`, for what was read and for what a model wrote."""
-    return ir.restore(_ACCESS.sub(_with_usual, short), names)
+    return ir.restore(_MARKED.sub(r"\1", _ACCESS.sub(_with_usual, short)), names)
+
+
+def _shorten(renamed: str) -> str:
+    return _LABEL.sub(r"%\1", _ACCESS.sub(_without_usual, renamed))
 
 
 def _without_usual(access: re.Match) -> str:
@@ -177,8 +188,9 @@ def length(example: Example, tokenizer: Tokenizer) -> int:
 def parse_answer(text: str, names: dict[str, str]) -> Answer:
     """Read generated text; never raises, whatever the text.
 
-    Code gets the program's own names back. Everything after the code mark is code, up to one end
-    mark at its very end, so a string constant that reads like a mark does no harm. An answer that
+    Code gets the program's own names and LLVM's numbers back. Everything after the code mark is
+    code, up to one end mark at its very end, so a string constant that reads like a mark does no
+    harm. An answer that
     stops right after its list (deployment) is one without an error.
     """
     head, code_mark, code = text.partition(CODE)
@@ -204,7 +216,8 @@ def parse_answer(text: str, names: dict[str, str]) -> Answer:
         return Answer(chosen, before, after, error=error or "no code")
     if not code.endswith(END):
         error = error or "the code is cut off"
-    return Answer(chosen, before, after, lengthen(code.removesuffix(END), names), error)
+    code = naming.numbered(lengthen(code.removesuffix(END), names))
+    return Answer(chosen, before, after, code, error)
 
 
 def _number(text: str) -> int | None:

@@ -14,7 +14,8 @@ from llmopt.config import ROOT
 RANKS = (
     {"config", "console", "passes", "ir", "metrics", "journal"},
     {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints"},
-    {"sandbox", "prompt", "model"},
+    {"sandbox", "naming", "model"},
+    {"prompt"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
     {"corpus", "train", "choose", "baselines", "labels"},
     {"validation"},

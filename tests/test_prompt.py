@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmopt import passes, prompt, tokenizer
+from llmopt import naming, passes, prompt, tokenizer
 from llmopt.config import InputError
 from llmopt.prompt import Answer, Example
 
@@ -36,7 +36,9 @@ def test_answers_are_read_back_in_the_programs_own_names():
     answer = prompt.render_answer(EXAMPLE, names)
     assert answer.startswith("<|passes|><|sroa<modify-cfg>|><|-Oz|><|before|>7<|after|>4<|code|>")
     assert "@table" not in answer
-    assert prompt.parse_answer(answer, names) == Answer(EXAMPLE.passes, 7, 4, AFTER, None)
+    assert prompt.parse_answer(answer, names) == Answer(
+        EXAMPLE.passes, 7, 4, naming.numbered(AFTER), None
+    )
 
 
 ALIGNED = """define i32 @f(ptr %0, i32 %1) {
