@@ -53,7 +53,10 @@ def one(preset: str, precision: str, steps: int, tokens_per_batch: int, compiled
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     settings = {"tokens_per_batch": tokens_per_batch, "precision": precision}
     config = train.TrainConfig(preset, steps=steps, **settings)
-    objective = train.Objective(model.build(preset, VOCABULARY, 0), config).to(device)
+    llama = model.build(preset, VOCABULARY, 0)
+    if device.type == "cpu":
+        model.prefer_speed(llama, halves=precision == "bf16")
+    objective = train.Objective(llama, config).to(device)
     made = train.optimizers(objective.llama, config)
     wrapped = accelerator.prepare_model(objective)
     if compiled:

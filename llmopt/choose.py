@@ -162,15 +162,16 @@ def calibrate(
     scores = score(llama, tok, [(e.ir, e.protocol) for e in examples], candidates)
     known = list(zip(examples, scores, strict=True))
     caution = {
-        protocol: _fit_caution([pair for pair in known if pair[0].protocol == protocol], own)
+        protocol: fit_caution([pair for pair in known if pair[0].protocol == protocol], own)
         for protocol, own in candidates.items()
     }
     return Rule(candidates, caution)
 
 
-def _fit_caution(
+def fit_caution(
     known: Sequence[tuple[Example, np.ndarray | None]], lists: tuple[List, ...]
 ) -> float:
+    """The caution (nats) that saves most instructions on examples with their scores of `lists`."""
     steps = []  # (the caution below which the best other list is taken, what that saves)
     for example, values in known:
         if values is not None and len(lists) > 1:

@@ -7,6 +7,7 @@ them out. Training lives in `train`.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Preset:
 PRESETS = {
     "smoke": Preset(layers=2, heads=2, width=64, ffn=160),
     "classroom": Preset(layers=4, heads=2, width=128, ffn=352),
-    "reference": Preset(layers=6, heads=4, width=256, ffn=704),
+    "reference": Preset(layers=6, heads=2, width=256, ffn=704),
     "small": Preset(layers=12, heads=8, width=512, ffn=1408),
     "medium": Preset(layers=16, heads=16, width=1024, ffn=2816),
     "llama2-7b": Preset(layers=32, heads=32, width=4096, ffn=11008, tied=False),
@@ -101,6 +102,9 @@ def parameters(preset: str, vocab_size: int = 32000) -> int:
 def answer(llama: LlamaForCausalLM, prompts, answers, mask, positions) -> torch.Tensor:
     """Hidden states (B, P + Q, width) of prompts (B, P) and of the branches that follow each
     (`dataset.Batch`): prompts are read once, causally, whatever the number of their branches."""
+    if llama.config._attn_implementation == "eager":  # adds its mask, others take true and false
+        lowest = torch.finfo(torch.bfloat16).min
+        mask = torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill(~mask, lowest)
     cache = DynamicCache(config=llama.config)
     read = llama.model(input_ids=prompts, past_key_values=cache, use_cache=True)
     write = llama.model(
@@ -111,6 +115,20 @@ def answer(llama: LlamaForCausalLM, prompts, answers, mask, positions) -> torch.
         use_cache=True,
     )
     return torch.cat([read.last_hidden_state, write.last_hidden_state], dim=1)
+
+
+def prefer_speed(llama: LlamaForCausalLM, halves: bool) -> None:
+    """Settings that make training on a processor 1.2 to 1.4 times as fast (`benchmarks/train.py`).
+
+    The fused attention has no fast backward pass in bfloat16 there, plain matrix products have
+    one (`halves`: they run in bfloat16). And what a step frees, the next one wants again: the C
+    library would give it back to the system, page by page.
+    """
+    if halves:
+        llama.set_attn_implementation("eager")
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, in bytes
 
 
 def fast_precision(device: str = "cpu") -> str:

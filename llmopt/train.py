@@ -216,6 +216,8 @@ def train(
     llama = model.build(
         config.preset, len(tok), config.seed, pad_token_id=tok.ids[PAD], eos_token_id=tok.ids[END]
     )
+    if accelerator.device.type == "cpu":
+        model.prefer_speed(llama, halves=config.precision == "bf16")
     objective = Objective(llama, config).to(accelerator.device)
     if config.sharded:
         shard(objective, accelerator.device)

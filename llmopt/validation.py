@@ -14,15 +14,18 @@ from transformers import LlamaForCausalLM
 from llmopt import choose, generate, judge, metrics, prompt
 from llmopt.choose import List
 from llmopt.config import PROTOCOLS
+from llmopt.passes import OZ
 from llmopt.prompt import Example
 from llmopt.tokenizer import Tokenizer
 
 
 class Curves:
-    """Called with a model, gives its curves (percentages, BLEU in 0 … 1): `improvement_PROTOCOL`
-    over -Oz and `oz_share_PROTOCOL` of the likeliest list, on at most `functions` examples of each
-    protocol; `compiles`, `exact`, `bleu`, `mape_before`, `mape_after` of whole answers to the
-    `written` shortest of them, of at most `max_new_tokens` tokens.
+    """Called with a model, gives its curves (percentages, BLEU in 0 … 1), on at most `functions`
+    examples of each protocol: `improvement_PROTOCOL` over -Oz and `oz_share_PROTOCOL` of the
+    likeliest list; `cautious_PROTOCOL`, the improvement with the caution that was best on the other
+    half of the examples (`choose`), so that no example decides about itself; `compiles`, `exact`,
+    `bleu`, `mape_before`, `mape_after` of whole answers to the `written` shortest of them, of at
+    most `max_new_tokens` tokens.
     """
 
     def __init__(
@@ -46,17 +49,31 @@ class Curves:
     def __call__(self, llama: LlamaForCausalLM) -> dict[str, float]:
         found: dict[str, float] = {}
         for protocol, own in self.examples.items():
-            lists = self._lists(llama, own)
-            known = [
-                (e.oz, dict(e.gains).get(names, 0), names)
-                for e, names in zip(own, lists, strict=True)
-            ]
+            asked = [(e.ir, protocol) for e in own]
+            scores = choose.score(llama, self.tok, asked, self.rule.lists)
+            known = list(zip(own, scores, strict=True))
             if known:
-                oz, gains, names = zip(*known, strict=True)
-                found[f"improvement_{protocol}"] = 100 * sum(gains) / sum(oz)
-                same = sum(one == self.rule.lists[protocol][0] for one in names)
-                found[f"oz_share_{protocol}"] = 100 * same / len(names)
+                total = sum(e.oz for e in own)
+                likeliest, share = self._saved(protocol, known, 0.0)
+                halves = known[::2], known[1::2]
+                cautious = sum(
+                    self._saved(protocol, judged, self._caution(protocol, fitted))[0]
+                    for judged, fitted in (halves, halves[::-1])
+                )
+                found[f"improvement_{protocol}"] = 100 * likeliest / total
+                found[f"oz_share_{protocol}"] = 100 * share
+                found[f"cautious_{protocol}"] = 100 * cautious / total
         return found | (self._code(llama) if self.written else {})
+
+    def _caution(self, protocol: str, known: list) -> float:
+        return choose.fit_caution(known, self.rule.lists[protocol])
+
+    def _saved(self, protocol: str, known: list, caution: float) -> tuple[int, float]:
+        """Instructions that the choices save on examples with their scores, and -Oz's share."""
+        rule = choose.Rule(self.rule.lists, {protocol: caution})
+        taken = [rule.choose(protocol, values) for _, values in known]
+        gains = [dict(e.gains).get(names, 0) for (e, _), names in zip(known, taken, strict=True)]
+        return sum(gains), sum(names == OZ for names in taken) / max(1, len(taken))
 
     def _lists(self, llama: LlamaForCausalLM, examples: Sequence[Example]) -> list[List]:
         asked = [(e.ir, e.protocol) for e in examples]
