@@ -31,6 +31,8 @@ LEVERS = {
         {"optimizer": "adamw", "learning_rate": BASE.learning_rate / 3},
     ),
     "rate / 2": ("half the learning rate", {"learning_rate": BASE.learning_rate / 2}),
+    "rate / 4": ("a quarter of the learning rate", {"learning_rate": BASE.learning_rate / 4}),
+    "rate / 8": ("an eighth of the learning rate", {"learning_rate": BASE.learning_rate / 8}),
     "rate x 2": ("twice the learning rate", {"learning_rate": BASE.learning_rate * 2}),
     "batch x 4": ("batches four times as large", {"tokens_per_batch": 4 * BASE.tokens_per_batch}),
     "no prompt": ("the prompt is not learned", {"prompt_weight": 0.0}),

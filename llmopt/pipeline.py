@@ -438,7 +438,8 @@ def recipe():
 def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
     from llmopt import train, validation
 
-    judge = validation.Curves(tokenizer(), examples("valid"), coreset())
+    written = 64 if config.scale().generate_functions >= 1000 else 16
+    judge = validation.Curves(tokenizer(), examples("valid"), coreset(), written=written)
     train.train(*tokens(), tokenizer(), recipe(), folder, on_step=on_step, judge=judge)
 
 

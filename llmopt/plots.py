@@ -501,13 +501,14 @@ def training_curves(log: pd.DataFrame) -> list[Axes]:
 def validation_curves(log: pd.DataFrame) -> list[Axes]:
     """The paper's Figure 2: what the model is worth on validation functions, against tokens seen.
 
-    `log` holds the rows at which `validation.Curves` was asked; what it lacks is not drawn. Dotted
-    lines mark where -Oz is passed for good.
+    `log` holds the rows at which `validation.Curves` was asked; what it lacks is not drawn. Thin
+    lines are of the likeliest list, thick ones of the cautious choice; dotted ones mark where this
+    passes -Oz for good.
     """
     need(log, "validated steps")
     _, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.4))
     panels = (
-        ("over -Oz (%)", [(f"improvement_{p}", p, LOOKS[p]) for p in PROTOCOLS]),
+        ("over -Oz (%)", [(f"cautious_{p}", p, LOOKS[p]) for p in PROTOCOLS]),
         ("-Oz answered (%)", [(f"oz_share_{p}", p, LOOKS[p]) for p in PROTOCOLS]),
         ("of answers (%)", [("compiles", "code compiles", SERIES[2]),
                             ("exact", "code exact", SERIES[3])]),
@@ -523,11 +524,15 @@ def validation_curves(log: pd.DataFrame) -> list[Axes]:
         if axis.lines:
             axis.legend()
     axes[0, 0].axhline(0, color=GREY, linewidth=0.8)
-    for protocol in PROTOCOLS:  # from here on it stays above -Oz
-        passed = tables.parity(log, protocol) if f"improvement_{protocol}" in log else None
+    for protocol in PROTOCOLS:
+        color = LOOKS[protocol]["color"]
+        if f"improvement_{protocol}" in log:
+            rows = log.dropna(subset=[f"improvement_{protocol}"])
+            likeliest = rows[f"improvement_{protocol}"]
+            axes[0, 0].plot(rows.tokens / 1e6, likeliest, color=color, linewidth=0.6)
+        passed = tables.parity(log, protocol) if f"cautious_{protocol}" in log else None
         if passed is not None:
-            look = {"color": LOOKS[protocol]["color"], "linestyle": ":", "linewidth": 1.2}
-            axes[0, 0].axvline(passed / 1e6, **look)
+            axes[0, 0].axvline(passed / 1e6, color=color, linestyle=":", linewidth=1.2)
     axes[1, 1].set_yscale("log")
     for axis in axes.flat:
         axis.set_xlabel("tokens seen (millions)")

@@ -145,8 +145,8 @@ def errors(code: pd.DataFrame) -> pd.DataFrame:
 def parity(log: pd.DataFrame, protocol: str) -> float | None:
     """Tokens after which a model in training stays above -Oz on its validation functions, from the
     rows of its log (`validation.Curves`); None where it never does for good."""
-    known = log.dropna(subset=[f"improvement_{protocol}"])
-    above = (known[f"improvement_{protocol}"] > 0).to_numpy()
+    known = log.dropna(subset=[f"cautious_{protocol}"])
+    above = (known[f"cautious_{protocol}"] > 0).to_numpy()
     if not len(above) or not above[-1]:
         return None
     below = (~above).nonzero()[0]

@@ -7,6 +7,7 @@ a few short functions, and compiled. The final word is `evaluate`'s, on the test
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 from transformers import LlamaForCausalLM
@@ -24,8 +25,9 @@ class Curves:
     examples of each protocol: `improvement_PROTOCOL` over -Oz and `oz_share_PROTOCOL` of the
     likeliest list; `cautious_PROTOCOL`, the improvement with the caution that was best on the other
     half of the examples (`choose`), so that no example decides about itself; `compiles`, `exact`,
-    `bleu`, `mape_before`, `mape_after` of whole answers to the `written` shortest of them, of at
-    most `max_new_tokens` tokens.
+    `bleu`, `mape_before`, `mape_after` of whole answers (of at most `max_new_tokens` tokens) to
+    `written` of them, spread evenly over the lengths of those with prompts of at most `short`
+    tokens.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Curves:
         lists: Mapping[str, Sequence[List]],
         functions: int = 200,
         written: int = 16,
+        short: int = 256,
         max_new_tokens: int = 200,
     ):
         self.tok, self.max_new_tokens = tok, max_new_tokens
@@ -44,7 +47,10 @@ class Curves:
         }
         self.rule = choose.rule(lists)
         every = [e for own in self.examples.values() for e in own]
-        self.written = sorted(every, key=lambda e: prompt.length(e, tok))[:written]
+        sizes = [(len(prompt.encode_prompt(e.ir, e.protocol, tok)[0]), e) for e in every]
+        fitting = [e for size, e in sorted(sizes, key=itemgetter(0)) if size <= short]
+        at = np.linspace(0, len(fitting) - 1, min(written, len(fitting))).round().astype(int)
+        self.written = [fitting[i] for i in at]
 
     def __call__(self, llama: LlamaForCausalLM) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -330,8 +330,8 @@ def test_parity_is_where_it_stays_above_oz():
     log = pd.DataFrame(
         {
             "tokens": [1, 2, 3, 4, 5],
-            "improvement_stripped": [None, 0.2, -0.1, 0.3, 0.1],
-            "improvement_minsize": [None, 0.0, 0.1, 0.2, 0.0],
+            "cautious_stripped": [None, 0.2, -0.1, 0.3, 0.1],
+            "cautious_minsize": [None, 0.0, 0.1, 0.2, 0.0],
         }
     )
     assert tables.parity(log, "stripped") == 4
