@@ -429,7 +429,7 @@ def recipe():
         tokens_per_batch=scale.tokens_per_batch,
         learning_rate=scale.learning_rate,
         code_repeats=scale.code_repeats,
-        validate_every=max(250, scale.train_steps // 16),  # 250 in the paper
+        validate_every=max(250, scale.train_steps // 12),  # 250 in the paper
         checkpoint_every=250,
         precision=model.fast_precision(),
     )
@@ -438,7 +438,7 @@ def recipe():
 def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
     from llmopt import train, validation
 
-    written = 64 if config.scale().generate_functions >= 1000 else 16
+    written = 32 if config.scale().generate_functions >= 1000 else 16
     judge = validation.Curves(tokenizer(), examples("valid"), coreset(), written=written)
     train.train(*tokens(), tokenizer(), recipe(), folder, on_step=on_step, judge=judge)
 
