@@ -1,25 +1,26 @@
 """Greedy generation under a grammar: every answer's pass list is a valid one, by construction.
 
-The paper decodes greedily (Section III-C). Here the pass list is held to the search space: one or
-more passes, a meta flag at most once, then the counts in digits. Code is free text. For deployment
-generation stops after the list. Nothing here runs LLVM on what was generated.
+The paper decodes greedily (Section III-C). Here the pass list is held to the search space
+(`grammar`), and for deployment generation stops after it. Prompts are read once for all questions
+about a function, keys and values stay where they are while an answer grows, and rows whose answer
+has ended are dropped: the tokens are those of `transformers`' own `generate`, several times as fast
+(`benchmarks/generate.py`). Nothing here runs LLVM on what was generated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import Cache, DynamicLayer, PreTrainedModel
 
-from llmopt import passes, prompt
+from llmopt import model, prompt
 from llmopt.config import InputError
+from llmopt.grammar import MAX_PASSES, Grammar, State
 from llmopt.prompt import Answer
-from llmopt.tokenizer import AFTER, BEFORE, CODE, END, PAD, PASSES, Tokenizer
-
-MAX_PASSES = 10  # the longest list that the paper's model wrote
-MAX_DIGITS = 6
+from llmopt.tokenizer import BEFORE, END, PAD, PASSES, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,55 +36,17 @@ class Generated:
     log_probability: float
 
 
-class Grammar(LogitsProcessor):
-    """Masks every token that the answer's form does not allow next; sums the lists' likelihoods.
+@dataclass
+class Row:
+    """One question while it is answered: the ids of its prompt, those that its answer begins with,
+    and those that were written, up to `room` in all."""
 
-    `starts` is the number of tokens that each row begins with, padding and the list's mark
-    included.
-    """
-
-    def __init__(self, tok: Tokenizer, starts: Sequence[int], max_passes: int = MAX_PASSES):
-        self.starts, self.max_passes = starts, max_passes
-        self.before, self.after, self.code, self.end = (
-            tok.ids[name] for name in (BEFORE, AFTER, CODE, END)
-        )
-        self.pass_ids = sorted(tok.pass_ids)
-        self.metas = {n for n, name in tok.pass_ids.items() if name in passes.META}
-        self.digits = tok.digit_ids
-        self.text = sorted((set(range(len(tok))) - set(tok.marks)) | {self.end})
-        self.log_probability = torch.zeros(len(starts), dtype=torch.float64)
-        self.listing = [True] * len(starts)
-
-    def allowed(self, written: Sequence[int]) -> list[int]:
-        """Ids that may follow the ids that were written after the list's mark."""
-        if self.before not in written:
-            if len(written) >= self.max_passes:
-                return [self.before]
-            more = self.pass_ids
-            if self.metas & set(written):
-                more = [number for number in more if number not in self.metas]
-            return [*more, self.before] if written else more
-        if self.code in written:
-            return self.text
-        opened = max(i for i, n in enumerate(written) if n in (self.before, self.after))
-        following = self.code if written[opened] == self.after else self.after
-        digits = len(written) - opened - 1
-        if digits >= MAX_DIGITS:
-            return [following]
-        return [*self.digits, following] if digits else self.digits
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        masked = torch.full_like(scores, -torch.inf)
-        for row, (ids, start) in enumerate(zip(input_ids.tolist(), self.starts, strict=True)):
-            ids = ids[start:]
-            ok = self.allowed(ids)
-            masked[row, ok] = torch.nan_to_num(scores[row, ok], nan=0.0)
-            if self.listing[row]:
-                self.listing[row] = self.before not in ids
-                if self.listing[row]:
-                    best = masked[row, ok].double().log_softmax(-1).max()
-                    self.log_probability[row] += best.item()
-        return masked
+    asked: list[int]
+    given: list[int]
+    room: int
+    state: State
+    written: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
 
 
 @torch.inference_mode()
@@ -98,7 +61,8 @@ def greedy(
     on_done: Callable[[int], None] | None = None,
     lists: Sequence[tuple[str, ...]] | None = None,
 ) -> list[Generated]:
-    """One answer for each (normalised IR, protocol), in order; no randomness.
+    """One answer for each (normalised IR, protocol), in order; no randomness. Questions about one
+    function that stand together share its reading.
 
     Where `lists` are given, one a function, the answers go on from them: counts and code.
 
@@ -109,75 +73,134 @@ def greedy(
     if batch_size < 1 or max_new_tokens < 2 or max_passes < 1:
         raise InputError("generation: batch_size and max_passes start at 1, max_new_tokens at 2")
     llama.eval()
+    grammar = Grammar(tok, max_passes)
     context = llama.config.max_position_embeddings
-    encoded = [prompt.encode_prompt(text, protocol, tok) for text, protocol in functions]
-    given = [[tok.ids[PASSES]] for _ in encoded]
-    if lists is not None:
-        given = [prompt.encode_list(names, tok) for names in lists]
-    results: list[Generated | None] = [None] * len(encoded)
-    fitting = []
-    room = max_passes + 1
-    for i, (ids, _) in enumerate(encoded):
-        if len(ids) + len(given[i]) + room <= context:
-            fitting.append(i)
-        else:
-            error = f"a prompt of {len(ids)} tokens {prompt.NO_ROOM} of {context}"
+    results: list[Generated | None] = [None] * len(functions)
+    names, rows = [], {}
+    for i, (text, protocol) in enumerate(functions):
+        asked, own = prompt.encode_prompt(text, protocol, tok)
+        begun = [tok.ids[PASSES]] if lists is None else prompt.encode_list(lists[i], tok)
+        names.append(own)
+        free = context - len(asked) - len(begun)
+        if free < max_passes + 1:
+            error = f"a prompt of {len(asked)} tokens {prompt.NO_ROOM} of {context}"
             results[i] = Generated(Answer(error=error), "", 0, float("-inf"))
-    fitting.sort(key=lambda i: len(encoded[i][0]))
-    for first in range(0, len(fitting), batch_size):
-        rows = fitting[first : first + batch_size]
-        written, likely = _batch(
-            llama,
-            tok,
-            [(encoded[i][0], given[i]) for i in rows],
-            max_new_tokens,
-            passes_only,
-            max_passes,
-        )
-        for i, ids, log_probability in zip(rows, written, likely, strict=True):
+            continue
+        room = min(free, max_passes + 1 if passes_only else max_new_tokens)
+        rows[i] = Row(asked[:-1], [asked[-1], *begun], room, grammar.walk(begun[1:]))
+    last = tok.ids[BEFORE] if passes_only else tok.ids[END]
+    order = sorted(rows, key=lambda i: (len(rows[i].asked), i))
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        _write(llama, grammar, [rows[i] for i in batch], last, tok.ids[PAD])
+        for i in batch:
+            ids = rows[i].given[2:] + rows[i].written
             text = PASSES + tok.decode(ids)
-            answer = prompt.parse_answer(text, encoded[i][1])
-            results[i] = Generated(answer, text, len(ids), log_probability)
+            answer = prompt.parse_answer(text, names[i])
+            results[i] = Generated(answer, text, len(ids), rows[i].log_probability)
         if on_done:
             on_done(sum(result is not None for result in results))
     return results
 
 
-def _batch(
-    llama: PreTrainedModel,
-    tok: Tokenizer,
-    questions: list[tuple[list[int], list[int]]],
-    max_new_tokens: int,
-    passes_only: bool,
-    max_passes: int,
-) -> tuple[list[list[int]], list[float]]:
-    """What follows the list's mark for each (prompt, given beginning of the answer), and the
-    log-probabilities of the lists that were written."""
-    pad, end, before = tok.ids[PAD], tok.ids[END], tok.ids[BEFORE]
-    width = max(len(asked) + len(given) for asked, given in questions)
-    ids = torch.full((len(questions), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, (asked, given) in enumerate(questions):  # padding on the left: all rows end together
-        whole = torch.tensor([*asked, *given])
-        ids[row, width - len(whole) :] = whole
-        mask[row, width - len(whole) :] = 1
-    starts = [width - len(given) + 1 for _, given in questions]
-    grammar = Grammar(tok, starts, max_passes)
-    output = llama.generate(
-        input_ids=ids.to(llama.device),
-        attention_mask=mask.to(llama.device),
-        max_new_tokens=min(
-            max_passes + 1 if passes_only else max_new_tokens,
-            llama.config.max_position_embeddings - width,
-        ),
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad,
-        eos_token_id=[before] if passes_only else [end],
-        logits_processor=LogitsProcessorList([grammar]),
-    )
-    written = []
-    for row, start in zip(output.tolist(), starts, strict=True):
-        row = row[start:]
-        written.append(row[: row.index(pad)] if pad in row else row)
-    return written, grammar.log_probability.tolist()
+def _write(
+    llama: PreTrainedModel, grammar: Grammar, rows: Sequence[Row], last: int, pad: int
+) -> None:
+    """Write each row's answer, to the token `last` or as far as there is room."""
+    cache, seen = read_prompts(llama, rows, pad)
+    # What answers begin with ends together: padding is on the left.
+    width = max(len(row.given) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row.given) :] = torch.tensor(row.given)
+    sizes = torch.tensor([len(row.given) for row in rows])[:, None]
+    shown = torch.arange(width) >= width - sizes
+    mask = shown[:, None, :] & torch.ones(width, width, dtype=torch.bool).tril()
+    mask |= torch.eye(width, dtype=torch.bool)  # padding sees itself, for lack of anything else
+    mask = torch.cat([seen[:, None, :].expand(-1, width, -1), mask], dim=2)
+    starts = torch.tensor([len(row.asked) for row in rows])[:, None]
+    positions = (starts + torch.arange(width) - (width - sizes)).clamp(min=0)
+    seen = torch.cat([seen, shown], dim=1)
+    active = list(rows)
+    while True:
+        hidden = model.read(
+            llama,
+            ids.to(llama.device),
+            cache,
+            mask[:, None].to(llama.device),
+            positions.to(llama.device),
+        )
+        logits = llama.lm_head(hidden[:, -1]).float().cpu()
+        logits.masked_fill_(~grammar.mask([row.state for row in active]), -torch.inf)
+        chosen = logits.argmax(dim=-1)
+        for row, values, token in zip(active, logits, chosen.tolist(), strict=True):
+            if len(row.written) >= row.room or row.written[-1:] == [last]:
+                continue  # it has ended, and is still among those that have not
+            if row.state.part is None:
+                row.log_probability += values.double().log_softmax(-1)[token].item()
+            row.written.append(token)
+            row.state = grammar.step(row.state, token)
+        alive = [
+            i
+            for i, row in enumerate(active)
+            if len(row.written) < row.room and row.written[-1:] != [last]
+        ]
+        if not alive:
+            return
+        ids, positions = chosen[:, None], positions[:, -1:] + 1
+        if len(alive) <= 0.75 * len(active):  # copying what stays costs as much as some steps
+            active, kept = [active[i] for i in alive], torch.tensor(alive)
+            ids, positions, seen = ids[kept], positions[kept], seen[kept]
+            cache.batch_select_indices(kept.to(llama.device))
+        seen = torch.cat([seen, torch.ones(len(seen), 1, dtype=torch.bool)], dim=1)
+        mask = seen[:, None, :]
+
+
+def read_prompts(
+    llama: PreTrainedModel, rows: Sequence[Row], pad: int
+) -> tuple[Cache, torch.Tensor]:
+    """Keys and values of the rows' prompts, and where they are no padding (rows, longest prompt).
+    A prompt that several rows in turn have is read once."""
+    owners = [list(group) for _, group in groupby(range(len(rows)), lambda i: rows[i].asked)]
+    prompts = [rows[group[0]].asked for group in owners]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in prompts])
+    cache = Cache(layers=[Room() for _ in range(llama.config.num_hidden_layers)])
+    model.read(llama, ids.to(llama.device), cache)  # padding is on the right: nothing sees it
+    seen = torch.arange(longest) < torch.tensor([len(ids) for ids in prompts])[:, None]
+    if len(prompts) < len(rows):
+        owner = torch.tensor([number for number, group in enumerate(owners) for _ in group])
+        cache.batch_select_indices(owner.to(llama.device))
+        seen = seen[owner]
+    return cache, seen
+
+
+class Room(DynamicLayer):
+    """A layer's keys and values with room for more: `DynamicLayer` copies them all at each token.
+
+    `keys` and `values` are views of the beginning of larger tensors.
+    """
+
+    step = 128
+    room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        known = self.get_seq_length()
+        size = known + key_states.shape[2]
+        if self.room is None or self.room[0].shape[2] < size:
+            shape = (*key_states.shape[:2], size + self.step, key_states.shape[3])
+            larger = tuple(key_states.new_empty(shape) for _ in range(2))
+            if known:
+                larger[0][:, :, :known] = self.keys
+                larger[1][:, :, :known] = self.values
+            self.room = larger
+        self.room[0][:, :, known:size] = key_states
+        self.room[1][:, :, known:size] = value_states
+        self.keys, self.values = (part[:, :, :size] for part in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.room = None

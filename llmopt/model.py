@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from llmopt import tokenizer
@@ -99,22 +99,34 @@ def parameters(preset: str, vocab_size: int = 32000) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def read(
+    llama: LlamaForCausalLM,
+    ids: torch.Tensor,
+    cache: Cache,
+    mask: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Hidden states (B, Q, width) of `ids` (B, Q), whose keys and values join the cache. `mask`
+    (B, 1, Q, what is in the cache + Q) is true where an id sees another; without one, and with an
+    empty cache, ids see those before them."""
+    if mask is not None and llama.config._attn_implementation == "eager":  # it adds its mask
+        lowest = torch.finfo(torch.bfloat16).min
+        mask = torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill(~mask, lowest)
+    return llama.model(
+        input_ids=ids,
+        past_key_values=cache,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+    ).last_hidden_state
+
+
 def answer(llama: LlamaForCausalLM, prompts, answers, mask, positions) -> torch.Tensor:
     """Hidden states (B, P + Q, width) of prompts (B, P) and of the branches that follow each
     (`dataset.Batch`): prompts are read once, causally, whatever the number of their branches."""
-    if llama.config._attn_implementation == "eager":  # adds its mask, others take true and false
-        lowest = torch.finfo(torch.bfloat16).min
-        mask = torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill(~mask, lowest)
     cache = DynamicCache(config=llama.config)
-    read = llama.model(input_ids=prompts, past_key_values=cache, use_cache=True)
-    write = llama.model(
-        input_ids=answers,
-        past_key_values=cache,
-        attention_mask=mask,
-        position_ids=positions.clamp(min=0),
-        use_cache=True,
-    )
-    return torch.cat([read.last_hidden_state, write.last_hidden_state], dim=1)
+    asked = read(llama, prompts, cache)
+    return torch.cat([asked, read(llama, answers, cache, mask, positions.clamp(min=0))], dim=1)
 
 
 def prefer_speed(llama: LlamaForCausalLM, halves: bool) -> None:

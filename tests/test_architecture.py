@@ -15,7 +15,7 @@ RANKS = (
     {"config", "console", "passes", "ir", "metrics", "journal"},
     {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints"},
     {"sandbox", "naming", "model"},
-    {"prompt"},
+    {"prompt", "grammar"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
     {"corpus", "train", "choose", "baselines", "labels"},
     {"validation"},

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from llmopt import generate, model, passes, tokenizer
+from llmopt import generate, model, passes, prompt, tokenizer
+from llmopt.grammar import MAX_PASSES, Grammar, State
 from llmopt.config import InputError
 from llmopt.tokenizer import AFTER, BEFORE, CODE, END, PAD
 
@@ -39,7 +41,7 @@ def test_random_models_write_valid_lists_only(tok, seed):
     assert done == [3, 6, 9, 10] and len(made) == len(FUNCTIONS)
     for one in made:
         assert one.answer.error is None and one.answer.before is None
-        assert 1 <= len(passes.check(one.answer.passes)) <= generate.MAX_PASSES
+        assert 1 <= len(passes.check(one.answer.passes)) <= MAX_PASSES
         assert one.log_probability < 0
 
 
@@ -54,19 +56,20 @@ def test_whole_answers_have_their_form(tok, seed):
 @given(st.lists(st.integers(0, 10**6), min_size=40, max_size=40), st.integers(1, 5))
 @settings(deadline=None, max_examples=60)
 def test_every_walk_through_the_grammar_is_readable(tok, choices, longest):
-    from llmopt import prompt
-
-    grammar = generate.Grammar(tok, [0], longest)
-    written = []
+    grammar = Grammar(tok, longest)
+    written, state = [], State()
     for choice in choices:
-        allowed = grammar.allowed(written)
+        allowed = grammar.allowed(state)
         written.append(allowed[choice % len(allowed)])
+        state = grammar.step(state, written[-1])
         if written[-1] == tok.ids[END]:
             break
     while tok.ids[CODE] not in written:  # the shortest way out
-        options = grammar.allowed(written)
+        options = grammar.allowed(state)
         out = [tok.ids[m] for m in (CODE, AFTER, BEFORE) if tok.ids[m] in options]
         written.append(out[0] if out else options[0])
+        state = grammar.step(state, written[-1])
+    assert state == grammar.walk(written)
     answer = prompt.parse_answer(tokenizer.PASSES + tok.decode(written), {})
     assert passes.check(answer.passes) and len(answer.passes) <= longest
     assert answer.before is not None and answer.after is not None
@@ -102,20 +105,47 @@ def test_a_given_list_is_kept_and_the_rest_follows_from_it(tok):
     assert {one.answer.passes for one in other} == {("dce", "-Oz")}
 
 
+class Constrained(LogitsProcessor):
+    """The grammar for `transformers`' own generation."""
+
+    def __init__(self, grammar, start):
+        self.grammar, self.start = grammar, start
+
+    def __call__(self, input_ids, scores):
+        states = [self.grammar.walk(ids[self.start :]) for ids in input_ids.tolist()]
+        return scores.masked_fill(~self.grammar.mask(states), -torch.inf)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_tokens_are_those_of_transformers(tok, seed):
+    llama = random_model(tok, seed)
+    together = generate.greedy(llama, tok, FUNCTIONS, max_new_tokens=50)
+    for (text, protocol), one in zip(FUNCTIONS, together, strict=True):
+        ids = torch.tensor(
+            [[*prompt.encode_prompt(text, protocol, tok)[0], tok.ids[tokenizer.PASSES]]]
+        )
+        output = llama.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=50,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([Constrained(Grammar(tok), ids.shape[1])]),
+        )
+        assert tokenizer.PASSES + tok.decode(output[0, ids.shape[1] :].tolist()) == one.text
+
+
 def test_log_probability_is_the_models(tok):
     llama = random_model(tok, 3)
     text, protocol = FUNCTIONS[0]
     one = generate.greedy(llama, tok, [(text, protocol)], passes_only=True)[0]
-    from llmopt import prompt
-
     ids, _ = prompt.encode_prompt(text, protocol, tok)
     ids = [*ids, tok.ids[tokenizer.PASSES]]
-    grammar = generate.Grammar(tok, [0])
+    grammar = Grammar(tok)
     total, written = 0.0, []
     for number in [*(tok.ids[tokenizer.mark(p)] for p in one.answer.passes), tok.ids[BEFORE]]:
         with torch.no_grad():
             logits = llama(torch.tensor([ids + written])).logits[0, -1]
-        allowed = grammar.allowed(written)
+        allowed = grammar.allowed(grammar.walk(written))
         total += logits[allowed].log_softmax(-1)[allowed.index(number)].item()
         written.append(number)
     assert one.log_probability == pytest.approx(total, abs=1e-4)
