@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmopt import config
-from llmopt.console import Json, Scale, emit, set_scale
+from llmopt.console import Json, ModelFolder, Scale, emit, set_scale
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -102,6 +102,31 @@ def bench_train(
             f"{row['device']}: {row['tokens_per_second']:.0f} tokens a second, "
             f"{row['utilisation']:.0%} of a matrix product; peak {row['peak_bytes'] / 2**20:.0f} "
             f"MiB, planned {row['planned_bytes'] / 2**20:.0f}"
+        )
+
+
+@app.command("generate", epilog="Example: llmopt bench generate --functions 16 --json")
+def bench_generate(
+    functions: Annotated[int, typer.Option(min=1, help="Of the test split.")] = 64,
+    tokens: Annotated[int, typer.Option(min=2, help="Of a whole answer, at most.")] = 512,
+    model: ModelFolder = None,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """Pass lists and whole answers beside `transformers`' own `generate`, on the same prompts."""
+    set_scale(scale)
+    from llmopt import pipeline
+
+    value = benchmark("generate")(pipeline.find_model(model), functions, tokens)
+    if as_json:
+        emit(value)
+        return
+    for what in ("lists", "answers"):
+        row = value[what]
+        print(
+            f"{what:8} {row['functions_per_second']:.1f} functions, "
+            f"{row['tokens_per_second']:.0f} tokens a second, {row['ratio']:.1f} times as fast as "
+            f"transformers; {row['same']:.1%} are the same"
         )
 
 

@@ -261,16 +261,6 @@ def train(
         print(folder)
 
 
-def find_model(folder: Path | None) -> Path:
-    from llmopt import pipeline
-
-    if folder is None:
-        return pipeline.RELEASED if pipeline.RELEASED.is_dir() else pipeline.model()
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name one that `llmopt train` made")
-    return folder
-
-
 # --- using it ----------------------------------------------------------------------------------
 
 
@@ -294,7 +284,7 @@ def optimize(
     from llmopt import evaluate, ir, judge, passes, pipeline
 
     functions = read_all(files)
-    folder = find_model(model)
+    folder = pipeline.find_model(model)
     ids = tuple(functions.id)
     key = (ids, pipeline.model_digest(folder))
     journal_folder = pipeline.stage("optimize", ("evaluate", "generate"), key)
@@ -435,7 +425,7 @@ def evaluate(
     from llmopt import baselines, journal, pipeline, tables
     from llmopt import evaluate as evaluation
 
-    folder = find_model(model)
+    folder = pipeline.find_model(model)
     rivals = baselines.load(folder)
     if whole:
         result = evaluation.test_split(folder)

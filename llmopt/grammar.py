@@ -49,8 +49,9 @@ class Grammar:
             return state
         return State(state.part, state.written + 1, state.meta or token in self.metas)
 
-    def walk(self, tokens: Iterable[int], state: State = State()) -> State:
-        """The state after all of `tokens`."""
+    def walk(self, tokens: Iterable[int]) -> State:
+        """The state after all of an answer's `tokens`."""
+        state = State()
         for token in tokens:
             state = self.step(state, token)
         return state

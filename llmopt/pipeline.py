@@ -43,7 +43,7 @@ from llmopt import (
 )
 from llmopt import labels as labelling
 from llmopt import tokenizer as tokenizers
-from llmopt.config import PROTOCOLS
+from llmopt.config import PROTOCOLS, InputError
 from llmopt.prompt import Example
 
 if TYPE_CHECKING:
@@ -441,6 +441,16 @@ def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
     written = 32 if config.scale().generate_functions >= 1000 else 16
     judge = validation.Curves(tokenizer(), examples("valid"), coreset(), written=written)
     train.train(*tokens(), tokenizer(), recipe(), folder, on_step=on_step, judge=judge)
+
+
+def find_model(folder: Path | None) -> Path:
+    """A model's folder: the one given, or the released model's, or the current scale's (built if it
+    is missing). Raises `InputError` where the one given is none."""
+    if folder is None:
+        return RELEASED if RELEASED.is_dir() else model()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one that `llmopt train` made")
+    return folder
 
 
 def train_elsewhere(tokens: Path, folder: Path) -> Path:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from llmopt import generate, model, passes, prompt, tokenizer
-from llmopt.grammar import MAX_PASSES, Grammar, State
 from llmopt.config import InputError
+from llmopt.grammar import MAX_PASSES, Grammar, State
 from llmopt.tokenizer import AFTER, BEFORE, CODE, END, PAD
 
 FUNCTIONS = [

@@ -48,8 +48,8 @@ FIGURES = {
     "training_curves": (LOG,),
     "validation_curves": (
         LOG.assign(
-            improvement_stripped=1.0, cautious_stripped=1.5, oz_share_minsize=90.0, compiles=[np.nan, 2.0, 3.0],
-            mape_after=[900.0, 50.0, 9.0],
+            improvement_stripped=1.0, cautious_stripped=1.5, oz_share_minsize=90.0,
+            compiles=[np.nan, 2.0, 3.0], mape_after=[900.0, 50.0, 9.0],
         ),
     ),  # fmt: skip
     "improvement_by_method": (tables.table(ROWS),),

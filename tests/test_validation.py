@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from test_choose import LISTS_OF, examples, tok  # noqa: F401
-from test_generate import random_model
+from test_choose import LISTS_OF, examples
+from test_generate import FUNCTIONS, random_model
 
-from llmopt import passes, validation
+from llmopt import passes, tokenizer, validation
 from llmopt.config import PROTOCOLS
 
 
-def curves(tok, gains):
+def curves(gains):
     """The curves of a random model on functions for which `gvn` saves so many instructions."""
+    tok = tokenizer.train([text for text, _ in FUNCTIONS], 500)
     known = [
         replace(e, oz=10, gains=((passes.OZ, 0), (("gvn",), gain)))
         for e, gain in zip(examples(gain=1)[::2], gains, strict=False)
@@ -20,21 +21,21 @@ def curves(tok, gains):
     return validation.Curves(tok, known, LISTS_OF, written=0)(random_model(tok, 0))
 
 
-def test_a_list_that_always_pays_is_taken_by_the_cautious(tok):  # noqa: F811
-    found = curves(tok, [4] * 20)
+def test_a_list_that_always_pays_is_taken_by_the_cautious():
+    found = curves([4] * 20)
     for protocol in PROTOCOLS:
         assert found[f"cautious_{protocol}"] == pytest.approx(40, abs=10)  # all but the least sure
         said = 100 - found[f"oz_share_{protocol}"]
         assert found[f"improvement_{protocol}"] == pytest.approx(said * 4 / 10)
 
 
-def test_a_list_that_never_pays_is_not(tok):  # noqa: F811
-    found = curves(tok, [-4] * 20)
+def test_a_list_that_never_pays_is_not():
+    found = curves([-4] * 20)
     for protocol in PROTOCOLS:
         assert found[f"cautious_{protocol}"] > -4  # at most one that is surer than all others
 
 
-def test_no_function_decides_about_itself(tok):  # noqa: F811
+def test_no_function_decides_about_itself():
     for gains in ([9, -1], [-1, 9]):
-        found = curves(tok, gains)
+        found = curves(gains)
         assert max(found[f"cautious_{p}"] for p in PROTOCOLS) <= 0  # 9 was not to be known
