@@ -31,9 +31,8 @@ LEVERS = {
         {"optimizer": "adamw", "learning_rate": BASE.learning_rate / 3},
     ),
     "rate / 2": ("half the learning rate", {"learning_rate": BASE.learning_rate / 2}),
-    "rate / 4": ("a quarter of the learning rate", {"learning_rate": BASE.learning_rate / 4}),
-    "rate / 8": ("an eighth of the learning rate", {"learning_rate": BASE.learning_rate / 8}),
     "rate x 2": ("twice the learning rate", {"learning_rate": BASE.learning_rate * 2}),
+    "rate x 4": ("four times the learning rate", {"learning_rate": BASE.learning_rate * 4}),
     "batch x 4": ("batches four times as large", {"tokens_per_batch": 4 * BASE.tokens_per_batch}),
     "no prompt": ("the prompt is not learned", {"prompt_weight": 0.0}),
     "prompt / 4": ("a fourth of the prompt's tokens is learned", {"prompt_every": 4}),
@@ -48,6 +47,8 @@ LEVERS = {
     "list alone": ("neither counts nor code", {"tasks": ("list",)}),
     "no code": ("list and counts, no code", {"tasks": ("list", "counts")}),
     "code x 3": ("short functions, with code, three times as often", {"code_repeats": 3}),
+    "a quarter of the data": ("a quarter of the functions, four times as often", {"share": 4}),
+    "a sixteenth of the data": ("a sixteenth, sixteen times as often", {"share": 16}),
     "names as printed": ("neither names nor alignments are shortened", {}),
 }
 
@@ -91,11 +92,13 @@ class Bench:
     def __init__(self, known: list[Example], held: list[Example]):
         self.known, self.held, self.made = known, held, {}
 
-    def prepared(self, plain: bool, taught: dict) -> tuple:
-        """Tokenizer, training tokens, validation tokens."""
-        key = plain, repr(taught)
+    def prepared(self, plain: bool, taught: dict, share: int) -> tuple:
+        """Tokenizer, tokens of every `share`-th training function, validation tokens."""
+        key = plain, repr(taught), share
         if key not in self.made:
             texts = (text for e in self.known for text in pipeline.texts(e))
+            chosen = set(sorted({e.id for e in self.known})[::share])
+            known = [e for e in self.known if e.id in chosen]
             tok = tokenizer.train(texts, config.scale().vocabulary)
             folder = Path(tempfile.mkdtemp(prefix="llmopt-lever-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -104,7 +107,7 @@ class Bench:
                 dataset.prepare(
                     some, tok, MAX_TOKENS, folder / name, code_tokens=scale.code_tokens, **taught
                 )
-                for name, some in (("train", self.known), ("valid", self.held))
+                for name, some in (("train", known), ("valid", self.held))
             )
             self.made[key] = (tok, *data)
         return self.made[key]
@@ -112,10 +115,11 @@ class Bench:
     def run(self, tokens: int, preset: str, changes: dict, plain: bool) -> dict:
         """One run of `tokens` tokens with its recipe and what came of it."""
         taught = {name: changes[name] for name in ("tasks", "stakes") if name in changes}
-        changes = {name: value for name, value in changes.items() if name not in taught}
+        share = changes.get("share", 1)
+        changes = {k: v for k, v in changes.items() if k not in taught and k != "share"}
         recipe = replace(BASE, preset=preset, precision=models.fast_precision(), **changes)
         with as_printed(plain), tempfile.TemporaryDirectory(prefix="llmopt-lever-") as folder:
-            tok, data, held = self.prepared(plain, taught)
+            tok, data, held = self.prepared(plain, taught, share)
             judge = validation.Curves(
                 tok, self.held, pipeline.coreset(), functions=1000, written=64
             )

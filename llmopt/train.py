@@ -45,7 +45,7 @@ class TrainConfig:
     seconds: float | None = None
     tokens_per_batch: int = 1024  # padding included, on each device
     accumulate: int = 1  # batches a step, for large batches on few devices
-    learning_rate: float = 1e-2
+    learning_rate: float = 2.5e-3
     final_rate: float = 0.0  # of the peak
     warmup: float = 0.03  # of the run
     decay: float = 0.5  # of the run: how much of it, at the end, the rate falls
