@@ -17,7 +17,7 @@ RANKS = (
     {"sandbox", "naming", "model"},
     {"prompt", "grammar"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
-    {"corpus", "train", "choose", "baselines", "labels", "sampling"},
+    {"corpus", "train", "choose", "baselines", "labels", "sampling", "semantics"},
     {"validation"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
     {"release", "bench"},
