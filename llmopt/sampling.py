@@ -102,7 +102,8 @@ def _by_chance(
         going = []
         for prefix, value in open_:
             options = tree.likely[prefix]
-            weight = np.exp(np.array([one for one, _ in options]) / temperature)
+            likely = np.array([one for one, _ in options])
+            weight = np.exp((likely - likely[0]) / temperature)
             weight /= weight.sum()
             most = 1 + int(np.searchsorted(weight.cumsum(), share))
             i = int(rng.choice(len(weight[:most]), p=weight[:most] / weight[:most].sum()))
@@ -209,7 +210,7 @@ def _grow(
     mask = torch.ones(2, 2, dtype=torch.bool).tril().expand(len(rows), 2, 2)
     mask = torch.cat([seen[:, None, :].expand(-1, 2, -1), mask], dim=2)
 
-    def read(ids: torch.Tensor) -> torch.Tensor:
+    def read(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         hidden = model.read(
             llama,
             ids.to(llama.device),
@@ -219,28 +220,27 @@ def _grow(
         )
         return llama.lm_head(hidden).float().cpu()
 
-    with model.fast(llama.device):
-        for tree, logits in zip(trees, read(begun)[:, -1], strict=True):
-            tree.learn((), logits)
-        wanted = [next(walk, None) for walk in walks]
-        while any(wanted):
-            asked = [[p for p in (own or []) if p not in tree.likely][:width]
-                     for own, tree in zip(wanted, trees, strict=True)]  # fmt: skip
-            size, end = max(map(len, asked)), cache.get_seq_length()
-            ids = torch.full((len(rows), size), pad)
-            mask = torch.zeros(len(rows), size, end + size, dtype=torch.bool)
-            mask[:, :, :known] = seen[:, None]
-            positions = torch.zeros(len(rows), size, dtype=torch.long)
-            for i, (tree, own) in enumerate(zip(trees, asked, strict=True)):
-                for j, prefix in enumerate(own):
-                    ids[i, j] = prefix[-1]
-                    tree.slots[prefix] = [*tree.slots[prefix[:-1]], end + j]
-                    mask[i, j, tree.slots[prefix]] = True
-                    positions[i, j] = starts[i] + 1 + len(prefix)
-            logits = read(ids)
-            for i, (tree, own) in enumerate(zip(trees, asked, strict=True)):
-                for j, prefix in enumerate(own):
-                    tree.learn(prefix, logits[i, j])
-            wanted = [
-                next(walk, None) if own else None for walk, own in zip(walks, wanted, strict=True)
-            ]
+    for tree, logits in zip(trees, read(begun, mask, positions)[:, -1], strict=True):
+        tree.learn((), logits)
+    wanted = [next(walk, None) for walk in walks]
+    while any(wanted):
+        asked = [[p for p in (own or []) if p not in tree.likely][:width]
+                 for own, tree in zip(wanted, trees, strict=True)]  # fmt: skip
+        size, end = max(map(len, asked)), cache.get_seq_length()
+        ids = torch.full((len(rows), size), pad)
+        mask = torch.zeros(len(rows), size, end + size, dtype=torch.bool)
+        mask[:, :, :known] = seen[:, None]
+        positions = torch.zeros(len(rows), size, dtype=torch.long)
+        for i, (tree, own) in enumerate(zip(trees, asked, strict=True)):
+            for j, prefix in enumerate(own):
+                ids[i, j] = prefix[-1]
+                tree.slots[prefix] = [*tree.slots[prefix[:-1]], end + j]
+                mask[i, j, tree.slots[prefix]] = True
+                positions[i, j] = starts[i] + 1 + len(prefix)
+        logits = read(ids, mask, positions)
+        for i, (tree, own) in enumerate(zip(trees, asked, strict=True)):
+            for j, prefix in enumerate(own):
+                tree.learn(prefix, logits[i, j])
+        wanted = [
+            next(walk, None) if own else None for walk, own in zip(walks, wanted, strict=True)
+        ]

@@ -44,8 +44,7 @@ def by_hand(llama, tok, text, protocol, samples, longest):
 
 
 @pytest.mark.parametrize(("width", "batch_size"), [(1, 1), (8, 10)])
-def test_priority_sampling_is_its_definition(llama, tok, width, batch_size, monkeypatch):
-    monkeypatch.setattr(sampling.model, "fast", lambda device: torch.no_grad())  # exact
+def test_priority_sampling_is_its_definition(llama, tok, width, batch_size):
     how = {"width": width, "batch_size": batch_size, "max_passes": 4}
     made = sampling.priority(llama, tok, FUNCTIONS[:4], 6, **how)
     for (text, protocol), own in zip(FUNCTIONS[:4], made, strict=True):
