@@ -54,3 +54,11 @@ def test_bench_search_compares_curves_and_speeds(corpus):
         speed["per_second"]["walks_with_table"] / speed["per_second"]["bare_loop"]
     )
     assert min(speed["per_second"].values()) > 0
+
+
+def test_bench_generate_compares_speeds_and_answers(corpus):
+    done = llmopt("bench", "generate", "--functions", "3", "--tokens", "60", "--json")
+    value = json.loads(done.stdout)
+    for row in (value["lists"], value["answers"]):
+        assert row["ratio"] == pytest.approx(row["seconds_transformers"] / row["seconds"])
+        assert row["tokens"] > 0 and row["same"] > 0.8  # near ties may fall either way
