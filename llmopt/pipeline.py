@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from llmopt import dataset
 
 RESULTS = config.ROOT / "results"
+WARMUP = 270  # steps of a training run, at most
 RELEASED = config.ROOT / "models" / "reference"  # the model that comes with the repository
 
 
@@ -429,6 +430,7 @@ def recipe():
         tokens_per_batch=scale.tokens_per_batch,
         learning_rate=scale.learning_rate,
         code_repeats=scale.code_repeats,
+        warmup=min(0.03, WARMUP / scale.train_steps),
         validate_every=max(250, scale.train_steps // 12),  # 250 in the paper
         checkpoint_every=250,
         precision=model.fast_precision(),
