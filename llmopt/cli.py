@@ -233,9 +233,10 @@ def train(
     tokens: Annotated[
         Path | None, typer.Option(help="Prepared tokens; then no corpus is needed. With -o.")
     ] = None,
-    release: Annotated[
-        bool, typer.Option("--release", help="Then put the model into models/reference.")
+    rivals: Annotated[
+        bool, typer.Option("--rivals", help="Not the model, but what it is compared with.")
     ] = False,
+    release: Annotated[bool, typer.Option("--release", help="Then put it into models/.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train the scale's model on its train split (what is missing before it is made first).
@@ -244,17 +245,26 @@ def train(
     """
     set_scale(scale)
     check_folder(output)
+    if rivals and (output or tokens):
+        raise InputError("--rivals: they have a folder of their own; leave out -o and --tokens")
     if release and tokens:
         raise InputError("--release: finish the run without --tokens first")
     if tokens and not output:
         raise InputError("--tokens: name the folder of the run, too: -o DIR")
     from llmopt import pipeline
 
-    folder = pipeline.train_elsewhere(tokens, output) if tokens else pipeline.model(folder=output)
+    if rivals:
+        from llmopt import trials
+
+        folder = trials.rivals_folder(anew=True)
+    elif tokens:
+        folder = pipeline.train_elsewhere(tokens, output)
+    else:
+        folder = pipeline.model(folder=output)
     if release:
         from llmopt import release as releasing
 
-        folder = releasing.release(folder.parent)
+        folder = releasing.rivals(folder) if rivals else releasing.release(folder.parent)
     if as_json:
         emit({"model": str(folder)})
     else:
@@ -269,11 +279,15 @@ def optimize(
     files: Annotated[list[Path], typer.Argument(help=".c .cc .cpp .cxx .ll .bc or folders")],
     protocol: Annotated[str, typer.Option(help="stripped or minsize")] = "minsize",
     model: ModelFolder = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Lists to try a function; else the model's one.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", help="Folder for the optimised IR.")] = None,
     scale: Scale = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the model for each function's pass list; keep -Oz wherever it is better.
+    """Ask the model for each function's pass list; keep -Oz wherever it is better. With --samples,
+    its one list and then others that it finds likely are tried, and the best is kept.
 
     The IR that is written is what LLVM made of the list, one file a function; never the model's.
     It is normalised like the input: for reading and counting, not for linking.
@@ -281,41 +295,40 @@ def optimize(
     config.check_protocol(protocol)
     set_scale(scale)
     check_folder(output)
-    from llmopt import evaluate, ir, judge, passes, pipeline
+    from llmopt import ir, judge, passes, pipeline, propose
 
     functions = read_all(files)
     folder = pipeline.find_model(model)
-    ids = tuple(functions.id)
-    key = (ids, pipeline.model_digest(folder))
-    journal_folder = pipeline.stage("optimize", ("evaluate", "generate"), key)
+    key = (tuple(functions.id), pipeline.model_digest(folder))
+    journal_folder = pipeline.stage("optimize", ("propose",), key)
     with bar("ask the model", functions.id.nunique()) as progress:
-        said = evaluate.answers(
+        said = propose.proposals(
             folder,
+            "model",
             functions.drop_duplicates("id"),
             (protocol,),
             journal_folder,
+            samples or 1,
             on_done=progress.update,
         )
     rows = []
     for row in functions.itertuples():
-        listed = said[row.id, protocol].passes or passes.OZ
+        lists = [passes.parse(text) for text in said[row.id, protocol][0]] or [passes.OZ]
         try:
-            choice = judge.choice(row.ir, protocol, listed)
+            used = judge.best(row.ir, protocol, lists)
         except InputError as error:
             say(f"left out: {row.file}: {row.name}: {error}")
             continue
-        better = choice.status == "ok" and choice.count < choice.oz
-        used = choice if better else judge.choice(row.ir, protocol, passes.OZ)
         rows.append(
             {
                 "name": row.name,
                 "file": row.file,
-                "unoptimised": choice.unoptimised,
-                "oz": choice.oz,
+                "unoptimised": used.unoptimised,
+                "oz": used.oz,
                 "chosen": used.count,
                 "passes": list(used.passes),
-                "asked": list(listed),
-                "extra_compilations": int(listed != passes.OZ),
+                "asked": list(lists[0]),
+                "extra_compilations": len(set(lists) - {passes.OZ}),
             }
         )
         if output:
@@ -406,6 +419,9 @@ def evaluate(
     model: ModelFolder = None,
     protocol: Annotated[str, typer.Option(help="stripped, minsize or both")] = "both",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many functions.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Also those that try several lists: all, or random,coreset …")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write the result to this file.")
     ] = None,
@@ -414,7 +430,9 @@ def evaluate(
     ] = False,
     scale: Scale = None,
 ) -> None:
-    """The paper's tables for a set of functions: all methods, both protocols, with intervals."""
+    """The paper's tables for a set of functions, under both protocols, with intervals: all methods
+    that name one list a function. With --methods those, too, that try several (on the test split,
+    the scale's first `compare_functions`): what each further compilation brings."""
     protocols = config.PROTOCOLS if protocol == "both" else (config.check_protocol(protocol),)
     settings = set_scale(scale)
     whole = path is None and limit is None and protocols == config.PROTOCOLS
@@ -422,13 +440,16 @@ def evaluate(
         raise InputError(f"{output}: a folder; --json takes the name of a file")
     if release and not (whole and model is None):
         raise InputError("--release: of the released model on the whole test split only")
-    from llmopt import baselines, journal, pipeline, tables
+    from llmopt import baselines, journal, pipeline, tables, trials
     from llmopt import evaluate as evaluation
 
+    several = trials.check(methods) if methods else ()
     folder = pipeline.find_model(model)
-    rivals = baselines.load(folder)
+    rivals, tried = baselines.load(folder), None
     if whole:
         result = evaluation.test_split(folder)
+        if several:
+            tried = trials.test_split(folder, several)
     else:
         rows, long = evaluation.test_functions(folder) if path is None else (read_any(path), 0)
         rows = rows.drop_duplicates("id").head(limit or len(rows))
@@ -449,16 +470,34 @@ def evaluate(
                     pool,
                     progress.update,
                 )
+            if several:
+                with bar("compare", len(protocols) * len(rows)) as progress:
+                    tried = trials.compare(
+                        rows,
+                        several,
+                        trials.known(),
+                        folder,
+                        directory,
+                        protocols,
+                        pool,
+                        progress.update,
+                    )
         if long:
             result.left_out[f"prompt and answer over {settings.max_tokens} tokens"] = long
     value = {"model": str(folder), "scale": settings.name} | tables.summary(
         result.rows, result.code, result.left_out
     )
+    if tried:
+        value["trials"] = trials.table(tried).to_dict("records")
     if release:
+        from llmopt import claims
         from llmopt import release as releasing
 
         releasing.record(result)
+        if tried:
+            releasing.record_trials(tried)
         releasing.card()
+        config.write_atomic(claims.PAGE, claims.page().encode())
     if output:
         config.write_atomic(output, (json.dumps(value, indent=1) + "\n").encode())
     print_tables(value)
@@ -490,9 +529,29 @@ def print_tables(value: dict) -> None:
                 f"{code['bleu_of_copying_the_input']:.3f}), count error before {errors[0]}, "
                 f"after {errors[1]}"
             )
+    if "trials" in value:
+        print_trials(value["trials"])
     for reason, count in value["left_out"].items():
         if count:
             print(f"left out: {count}: {reason}")
+
+
+def print_trials(rows: list[dict]) -> None:
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        print(f"\n{protocol}: the best of several lists a function")
+        print(
+            f"  {'method':14} {'lists':>5} {'compiled':>8} {'over -Oz':>9} {'95% interval':>18} "
+            f"{'with backup':>11} {'95% interval':>18} {'ms a function':>13}"
+        )
+        for row in (row for row in rows if row["protocol"] == protocol):
+            ends = [*row["interval"], *row["with_oz_backup_interval"]]
+            seconds = row["seconds_choosing"] + row["seconds_compiling"]
+            print(
+                f"  {row['method']:14} {row['tried']:5} {row['compilations']:8.1f} "
+                f"{row['percent']:8.2f}% {ends[0]:8.2f}% {ends[1]:7.2f}% "
+                f"{row['with_oz_backup']:10.2f}% {ends[2]:8.2f}% {ends[3]:7.2f}% "
+                f"{1000 * seconds:13.1f}"
+            )
 
 
 def main() -> None:

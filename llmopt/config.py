@@ -56,6 +56,9 @@ class Scale:
     test_functions: int
     generate_functions: int  # functions whose code the model writes out in full
     max_new_tokens: int
+    compare_functions: int  # test functions on which methods may try several lists
+    rival_functions: int  # train functions that those without a language model learn from
+    policy_steps: int  # of AutoPhase's policy, in passes run
 
 
 def home() -> Path:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from llmopt import baselines, config, journal, judge, passes, pipeline, prompt
+from llmopt import baselines, config, journal, judge, passes, pipeline, prompt, semantics
 from llmopt import tokenizer as tokenizers
 from llmopt.baselines import Chooser
 from llmopt.config import PROTOCOLS, InputError
@@ -37,11 +37,13 @@ class Evaluation:
     """`rows`: a row a function, protocol and method (`id protocol method oz count passes
     compilations status`, compilations beyond one). `code`: a row a function and protocol whose
     answer the model wrote out in full. `left_out`: functions by the reason they are not in.
+    `meaning`: verdicts on the written code that compiles (`meanings`).
     """
 
     rows: pd.DataFrame
     code: pd.DataFrame
     left_out: dict[str, int]
+    meaning: pd.DataFrame
 
 
 def answers(
@@ -206,7 +208,48 @@ def evaluate(
         if row["method"] == AUTOTUNER:
             row["compilations"] = int(known[row["protocol"]].compilations[row["id"]])
     left_out = {NO_LABEL: len(functions) - len(usable), NO_ROOM: len(no_room)}
-    return Evaluation(pd.DataFrame(rows), pd.DataFrame(codes), left_out)
+    code = pd.DataFrame(codes)
+    return Evaluation(pd.DataFrame(rows), code, left_out, meanings(code, directory, executor))
+
+
+def _meaning(row: tuple[str, str, str]) -> dict:
+    original, reference, written = row
+    control, (verdict,) = semantics.against(original, reference, [written])
+    return {
+        "control": control.status,
+        "control_inputs": control.inputs,
+        "control_why": control.why,
+        "meaning": verdict.status,
+        "inputs": verdict.inputs,
+        "why": verdict.why,
+        "example": json.dumps(verdict.example) if verdict.example else "",
+    }
+
+
+def meanings(
+    code: pd.DataFrame,
+    directory: Path,
+    executor: Executor | None = None,
+) -> pd.DataFrame:
+    """Does written code that compiles mean what its function does (`semantics`)? A row of
+    `id protocol exact` and the verdicts on it and, as a `control`, on LLVM's own result, for each
+    row of `code` (an `Evaluation`'s) that compiles. Journalled in `directory`."""
+    columns = ["control", "control_inputs", "control_why", "meaning", "inputs", "why", "example"]
+    if code.empty or not code.compiles.any():
+        return pd.DataFrame(columns=["id", "protocol", "exact", *columns])
+    rows = code[code.compiles]
+    keys = [f"{row.protocol}:{row.id}" for row in rows.itertuples()]
+    texts = zip(rows.input, rows.reference, rows.code, strict=True)
+    with (
+        journal.Journal(directory / "meaning.sqlite") as done,
+        tqdm(total=len(keys), desc="run written code", unit="answer") as bar,
+    ):
+        bar.update(len(done.keys() & set(keys)))
+        items = dict(zip(keys, texts, strict=True))
+        journal.run(done, _meaning, items, executor, lambda key, row: bar.update())
+        found = [done.get(key) for key in keys]
+    verdicts = pd.DataFrame(found, columns=columns, index=rows.index)
+    return pd.concat([rows[["id", "protocol", "exact"]], verdicts], axis=1)
 
 
 # --- the current scale's own evaluation ----------------------------------------------------------
@@ -246,11 +289,14 @@ def test_split(folder: Path | None = None) -> Evaluation:
                     executor=pool,
                     on_done=bar.update,
                 )
-            for name, table in (("rows", made.rows), ("code", made.code)):
+            for name in ("rows", "code", "meaning"):
                 buffer = io.BytesIO()
-                table.to_parquet(buffer, index=False, compression="zstd")
+                getattr(made, name).to_parquet(buffer, index=False, compression="zstd")
                 config.write_atomic(directory / f"{name}.parquet", buffer.getvalue())
             reasons = {f"prompt and answer over {scale.max_tokens} tokens": long} | made.left_out
             config.write_atomic(directory / "left_out.json", json.dumps(reasons).encode())
-    rows, code = (pd.read_parquet(directory / f"{name}.parquet") for name in ("rows", "code"))
-    return Evaluation(rows, code, json.loads((directory / "left_out.json").read_text()))
+    rows, code, meaning = (
+        pd.read_parquet(directory / f"{name}.parquet") for name in ("rows", "code", "meaning")
+    )
+    left_out = json.loads((directory / "left_out.json").read_text())
+    return Evaluation(rows, code, left_out, meaning)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmopt import ir, metrics, passes, sandbox
+from llmopt import ir, llvm, metrics, passes, sandbox
 from llmopt.config import InputError
 from llmopt.prompt import Answer
 
@@ -32,23 +32,41 @@ class Choice:
     text: str
 
 
+def _compile(text: str, protocol: str, lists: Sequence[Sequence[str]]) -> list[llvm.Run]:
+    """The function as it is, after -Oz, and after each list."""
+    before, oz, *runs = sandbox.shared().run(text, protocol, [(), passes.OZ, *lists], text=True)
+    if not (before.ok and oz.ok):
+        bad = oz if before.ok else before
+        raise InputError(f"LLVM cannot optimise the function: {bad.status}: {bad.message}")
+    return [before, oz, *runs]
+
+
 def choice(text: str, protocol: str, names: Sequence[str]) -> Choice:
     """Compile the function `text` with -Oz and with the list, in one sandbox call.
 
     Raises `InputError` where the function is not valid IR or even -Oz fails on it.
     """
     names = tuple(names)
-    before, oz, run = sandbox.shared().run(text, protocol, [(), passes.OZ, names], text=True)
-    if not (before.ok and oz.ok):
-        bad = oz if before.ok else before
-        raise InputError(f"LLVM cannot optimise the function: {bad.status}: {bad.message}")
+    before, oz, run = _compile(text, protocol, [names])
     used = run if run.ok else oz
     return Choice(names, before.count, oz.count, used.count, run.status, used.text)
 
 
+def best(text: str, protocol: str, lists: Sequence[Sequence[str]]) -> Choice:
+    """Compile the function `text` with -Oz and with all lists in one sandbox call; the one that
+    leaves fewest instructions, -Oz itself where none is better, and the first among equals.
+
+    Raises `InputError` as `choice` does.
+    """
+    before, oz, *runs = _compile(text, protocol, lists)
+    used = min((run for run in (oz, *runs) if run.ok), key=lambda run: run.count)
+    return Choice(used.passes, before.count, oz.count, used.count, used.status, used.text)
+
+
 def written(text: str, protocol: str, chosen: Choice, answer: Answer) -> dict:
     """The row of one written answer to the function `text` whose list led to `chosen`: counts and
-    their predictions, whether the code compiles and is exactly LLVM's, and if not, why."""
+    their predictions, whether the code compiles (of how many instructions it is: `written`) and is
+    exactly LLVM's, how alike they are (`bleu`), and if it does not compile, why."""
     code = ir.normalise(answer.code or "")
     run = sandbox.shared().check([code], protocol)[0]
     compiles = run.ok and bool(code) and run.count > 0
@@ -61,6 +79,8 @@ def written(text: str, protocol: str, chosen: Choice, answer: Answer) -> dict:
         "predicted_before": answer.before,
         "predicted_after": answer.after,
         "compiles": compiles,
+        "written": run.count if compiles else None,
+        "bleu": metrics.bleu([code], [chosen.text]),
         "exact": code == chosen.text,
         "error": message,
         "kind": "" if compiles else _kind(message, code, answer),

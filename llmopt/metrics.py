@@ -120,6 +120,29 @@ def interval(
     return float(result.low), float(result.high)
 
 
+def difference(
+    oz: Sequence[int], method: Sequence[int], other: Sequence[int], seed: int = 0, n: int = 2000
+) -> tuple[float, float, float]:
+    """By how many percentage points of -Oz's instructions a method saves more than another on the
+    same functions, and the ends of its paired 95% interval."""
+    oz, method = _pair(oz, method)
+    oz, other = _pair(oz, other)
+    ahead = oz - (other - method)
+    return improvement(oz, ahead), *interval(oz, ahead, seed, n)
+
+
+def by_group(
+    oz: Sequence[int], method: Sequence[int], groups: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of both counts over each group (a function's project, say): given to `interval` or
+    `difference`, whole groups are drawn, as functions of one project are alike."""
+    oz, method = _pair(oz, method)
+    if len(groups) != oz.size:
+        raise InputError(f"{len(groups)} groups for {oz.size} functions: give one each")
+    _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return np.bincount(index, oz), np.bincount(index, method)
+
+
 def with_backup(oz: Sequence[int], method: Sequence[int]) -> np.ndarray:
     """Counts where -Oz is compiled too and the better kept (the paper's "-Oz backup")."""
     oz, method = _pair(oz, method)

@@ -72,7 +72,8 @@ def need(data: object, what: str) -> None:
         raise InputError(f"no {what} to draw: pass at least one")
 
 
-def _panels(names: Sequence[str], height: float, **kwargs: object) -> list[Axes]:
+def panels(names: Sequence[str], height: float, **kwargs: object) -> list[Axes]:
+    """Axes side by side with one scale, each titled with its name; `height` in inches."""
     _, axes = plt.subplots(
         1, len(names), figsize=(WIDTH, height), sharey=True, squeeze=False, **kwargs
     )
@@ -155,7 +156,7 @@ def counts_by_pass(steps: Mapping[str, pd.DataFrame], oz: Mapping[str, int]) -> 
     is what -Oz alone leaves."""
     need(steps, "timelines")
     longest = max(len(table) for table in steps.values())
-    axes = _panels(list(steps), 0.9 + 0.3 * longest)
+    axes = panels(list(steps), 0.9 + 0.3 * longest)
     for axis, (protocol, table) in zip(axes, steps.items(), strict=True):
         look = LOOKS[protocol]
         bars = axis.barh(
@@ -226,7 +227,7 @@ def gain_against_compilations(curves: pd.DataFrame) -> list[Axes]:
     draw as a band.
     """
     need(curves, "curves")
-    axes = _panels(list(curves.protocol.unique()), 3.3)
+    axes = panels(list(curves.protocol.unique()), 3.3)
     for axis in axes:
         panel = curves[curves.protocol == axis.get_title()]
         for look, (method, rows) in zip(SERIES, panel.groupby("method", sort=False), strict=False):
@@ -549,7 +550,7 @@ def improvement_by_method(table: pd.DataFrame) -> list[Axes]:
     in one shot, and with -Oz kept wherever it is better."""
     need(table, "methods")
     methods = list(dict.fromkeys(table.method))
-    axes = _panels(list(dict.fromkeys(table.protocol)), 1.6 + 0.4 * len(methods), sharex=True)
+    axes = panels(list(dict.fromkeys(table.protocol)), 1.6 + 0.4 * len(methods), sharex=True)
     ways = (("percent", "interval", "in one shot"),
             ("with_oz_backup", "with_oz_backup_interval", "with -Oz backup"))  # fmt: skip
     for axis in axes:
@@ -580,7 +581,7 @@ def list_lengths(shares: Mapping[str, pd.DataFrame]) -> list[Axes]:
     """Share of functions by what was said, a panel a protocol: rows are `-Oz` and lengths of other
     lists, columns methods."""
     need(shares, "protocols")
-    axes = _panels(list(shares), 2.9)
+    axes = panels(list(shares), 2.9)
     for axis, (protocol, table) in zip(axes, shares.items(), strict=True):
         need(table, "lists")
         width = 0.8 / table.shape[1]

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from llmopt import config, evaluate, llvm, model, pipeline, prompt, tables, tokenizer
+from llmopt import config, evaluate, llvm, model, pipeline, prompt, tables, tokenizer, trials
 from llmopt.config import PROTOCOLS, InputError
 
 SIZES = (0, 64, 128, 256, 512, 1024, 2048)  # tokens of a prompt, for the rates by size
@@ -53,8 +53,9 @@ def release(run: Path) -> Path:
 
 def record(result: evaluate.Evaluation) -> dict:
     """Put an evaluation of the released model on the scale's test functions into `results/`:
-    `evaluation.parquet`, `code.parquet` (without any code: it may be third parties'), and
-    `evaluation.json` with the sums, whose value is returned."""
+    `evaluation.parquet`, `code.parquet` (without any code: it may be third parties'),
+    `meaning.parquet` (verdicts on that code), and `evaluation.json` with the sums, whose value is
+    returned."""
     functions = pipeline.functions().set_index("id")
     tok = tokenizer.load(pipeline.RELEASED)
     texts = functions.ir.loc[result.rows.id.unique()]
@@ -64,16 +65,41 @@ def record(result: evaluate.Evaluation) -> dict:
         suite=result.code.id.map(functions.suite), tokens=result.code.id.map(prompts)
     )
     _write("evaluation.parquet", result.rows.assign(tokens=result.rows.id.map(prompts)))
+    _write("meaning.parquet", result.meaning)
+    code["error"] = code.error.str.split("\n").str[0]  # the lines after it quote code
     _write("code.parquet", code.drop(columns=["code", "reference", "input"]))
     value = (
         {"model": pipeline.model_digest(pipeline.RELEASED)}
+        | {"max_new_tokens": config.scale().max_new_tokens}
         | _circumstances()
         | tables.summary(result.rows, result.code, result.left_out)
         | {"suites": _by_suite(rows), "code_by_tokens": by_tokens(code).to_dict("records")}
+        | {"meaning": _meaning(result.meaning)}
     )
     text = json.dumps(value, indent=1) + "\n"
     config.write_atomic(pipeline.RESULTS / "evaluation.json", text.encode())
     return value
+
+
+def record_trials(tried: trials.Trials) -> None:
+    """Put what several lists a function bring into `results/`: `steps.parquet`, `spent.parquet`,
+    and `trials.json` with the sums."""
+    trials.write(tried, pipeline.RESULTS)
+    value = {
+        "model": pipeline.model_digest(pipeline.RELEASED),
+        "rivals": pipeline.model_digest(trials.RIVALS),
+        "functions": int(tried.spent.id.nunique()),
+        "table": trials.table(tried, at=(1, 2, 4, 8, 16, 32, 100)).to_dict("records"),
+    }
+    text = json.dumps(_circumstances() | value, indent=1) + "\n"
+    config.write_atomic(pipeline.RESULTS / "trials.json", text.encode())
+
+
+def rivals(made: Path) -> Path:
+    """Put what the rivals have learned, in the folder `made`, into `models/rivals`."""
+    for path in sorted(made.glob("*.safetensors")):
+        config.write_atomic(trials.RIVALS / path.name, path.read_bytes())
+    return trials.RIVALS
 
 
 def by_tokens(code: pd.DataFrame) -> pd.DataFrame:
@@ -96,6 +122,10 @@ def _by_suite(rows: pd.DataFrame) -> dict:
         one["with_oz_backup"] = row.with_oz_backup
         found.setdefault(row.suite, {}).setdefault(row.protocol, {})[row.method] = one
     return found
+
+
+def _meaning(rows: pd.DataFrame) -> list[dict]:
+    return [] if rows.empty else tables.meaning(rows).to_dict("records")
 
 
 def _write(name: str, table: pd.DataFrame) -> None:

@@ -27,6 +27,7 @@ PAPER = (
      "with_oz_backup_compilations": 5721},
 )  # fmt: skip
 # Table V: of the 9.7% of its test answers that do not compile, what the compiler said first.
+VERDICTS = ("equal", "differs", "not testable")  # of `semantics`
 PAPER_FAILED = 9_700
 PAPER_ERRORS = {
     "type error": 5777,
@@ -140,6 +141,27 @@ def errors(code: pd.DataFrame) -> pd.DataFrame:
     counts = counts.reindex(columns=list(dict.fromkeys(code.protocol)), fill_value=0)
     order = sorted(counts.index, key=lambda kind: (-counts.loc[kind].sum(), kind))
     return counts.loc[order].rename_axis(index="error", columns=None)
+
+
+def meaning(rows: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts of `evaluate.meanings`: a row a protocol and kind of code (what the model wrote,
+    that of it which is not exactly LLVM's, and LLVM's own as the control), with counts of functions
+    and the share of the testable that is equal (percent)."""
+    if rows.empty:
+        raise InputError("no written code that compiles: there is nothing to run")
+    out = []
+    for protocol, own in rows.groupby("protocol", sort=False):
+        kinds = {
+            "written": own.meaning,
+            "written, not exactly LLVM's": own.meaning[~own.exact],
+            "LLVM's (control)": own.control,
+        }
+        for kind, verdicts in kinds.items():
+            counts = {name: int((verdicts == name).sum()) for name in VERDICTS}
+            tested = counts["equal"] + counts["differs"]
+            share = 100 * counts["equal"] / tested if tested else None
+            out.append({"protocol": protocol, "code": kind} | counts | {"equal_share": share})
+    return pd.DataFrame(out)
 
 
 def parity(log: pd.DataFrame, protocol: str) -> float | None:

@@ -17,9 +17,11 @@ RANKS = (
     {"sandbox", "naming", "model"},
     {"prompt", "grammar"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
-    {"corpus", "train", "choose", "baselines", "labels", "sampling", "semantics"},
-    {"validation"},
+    {"corpus", "train", "choose", "baselines", "autophase", "labels", "sampling", "semantics"},
+    {"validation", "nvp", "propose"},
+    {"rivals"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
+    {"plots_results", "records", "trials", "claims"},
     {"release", "bench"},
     {"cli"},
 )

@@ -202,6 +202,51 @@ def test_perfect_code_is_exact(sample):
 def test_other_code_compiles_without_being_exact(sample):
     row = judged(sample, sample["gcd"])
     assert row["compiles"] and not row["exact"]
+    assert row["written"] == row["unoptimised"] and 0 < row["bleu"] < 1
+
+
+def test_the_best_of_several_lists_is_taken_and_never_above_oz(sample):
+    text = sample["gcd"]
+    worse, better = ("lower-switch",), ("-Oz", "simplifycfg")
+    only = judge.best(text, "stripped", [worse, CRASHING])
+    assert only.passes == passes.OZ and only.count == only.oz < only.unoptimised
+    tried = [judge.choice(text, "stripped", names).count for names in (worse, better)]
+    found = judge.best(text, "stripped", [worse, better])
+    assert found.count == min(only.oz, *tried)
+    assert found.text == judge.choice(text, "stripped", found.passes).text
+    with pytest.raises(InputError, match="parse"):
+        judge.best("define i32 @f( {\n", "stripped", [worse])
+
+
+# --- what written code means ---------------------------------------------------------------------
+
+
+def test_written_code_that_compiles_is_run(sample, tmp_path):
+    text = sample["clamp"]
+    choice = judge.choice(text, "stripped", passes.OZ)
+    wrong = choice.text.replace("icmp slt", "icmp sgt")
+    assert wrong != choice.text
+    made = []
+    for key, code in (("right", choice.text), ("wrong", wrong), ("none", "nonsense")):
+        answer = Answer(passes.OZ, choice.unoptimised, choice.oz, code)
+        row = judge.written(text, "stripped", choice, answer)
+        made.append({"id": key, "protocol": "stripped"} | row)
+    rows = pd.DataFrame(made)
+    found = evaluate.meanings(rows, tmp_path).set_index("id")
+    assert list(found.index) == ["right", "wrong"] and list(found.exact) == [True, False]
+    assert found.meaning.to_dict() == {"right": "equal", "wrong": "differs"}
+    assert (found.control == "equal").all() and (found.inputs > 0).all()
+    example = json.loads(found.example["wrong"])
+    assert example["original"] != example["other"]
+    again = evaluate.meanings(rows, tmp_path).set_index("id")  # from the journal
+    pd.testing.assert_frame_equal(found, again)
+    assert evaluate.meanings(rows[rows.id == "none"], tmp_path / "none").empty
+
+    table = tables.meaning(found.reset_index()).set_index("code")
+    assert table.equal.to_list() == [1, 0, 2] and table.differs.to_list() == [1, 1, 0]
+    assert table.equal_share.to_list() == [50.0, 0.0, 100.0]
+    with pytest.raises(InputError, match="nothing to run"):
+        tables.meaning(found.head(0))
 
 
 @pytest.mark.parametrize(

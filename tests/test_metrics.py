@@ -118,3 +118,26 @@ def test_messages_without_the_quoted_line_are_classified_too():
     assert metrics.classify_error(bare + "'@g'") == "undefined function"
     assert metrics.classify_error(bare + "'%3'") == "undefined value"
     assert metrics.classify_error("a message never seen") == "other"
+
+
+def test_a_difference_is_paired():
+    rng = np.random.default_rng(2)
+    oz = rng.integers(50, 100, 200)
+    noise = rng.integers(-20, 20, 200)
+    one, other = oz - noise - 1, oz - noise  # the same up to one instruction each
+    value, low, high = metrics.difference(oz, one, other, n=500)
+    assert value == pytest.approx(metrics.improvement(oz, one) - metrics.improvement(oz, other))
+    assert low <= value <= high and high - low < 0.2  # though each alone varies by much more
+    alone = metrics.interval(oz, one, n=500)
+    assert alone[1] - alone[0] > 2
+
+
+def test_groups_are_drawn_whole():
+    oz, method = [10] * 40, [9] * 20 + [11] * 20
+    groups = ["a"] * 20 + ["b"] * 20
+    before, after = metrics.by_group(oz, method, groups)
+    assert before.tolist() == [200, 200] and after.tolist() == [180, 220]
+    low, high = metrics.interval(before, after, n=500)
+    assert (low, high) == (-10, 10) and metrics.interval(oz, method, n=500)[1] < 5
+    with pytest.raises(InputError, match="one each"):
+        metrics.by_group(oz, method, groups[1:])

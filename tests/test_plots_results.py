@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmopt import baselines, display, evaluate, plots, tables
+from llmopt import baselines, display, evaluate, plots, plots_results, tables
 from llmopt.config import PROTOCOLS, InputError
 
 LOG = pd.DataFrame(
@@ -65,7 +65,24 @@ FIGURES = {
                      index=["type error", "cut off"]),
     ),
     "predicted_counts": (CODE,),
+    "improvement_by": (
+        tables.table(ROWS.assign(suite="one"), by=("suite", "protocol", "method")),
+        "suite", [evaluate.AUTOTUNER, evaluate.MODEL],
+    ),
+    "improvement_by_compilations": (
+        pd.DataFrame(
+            [(p, m, k, float(k), 1.0 + k) for p in PROTOCOLS for m in ("coreset", "model")
+             for k in (1, 2)],
+            columns=["protocol", "method", "tried", "compilations", "percent"],
+        ),
+        pd.DataFrame([(p, "autotuner", 54.0, 6.0) for p in PROTOCOLS],
+                     columns=["protocol", "method", "compilations", "percent"]),
+    ),
 }  # fmt: skip
+
+
+def drawer(name: str):
+    return getattr(plots, name, None) or getattr(plots_results, name)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +98,7 @@ def axes(drawn: object) -> list:
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_have_named_axes_and_data(name):
     before = dict(plt.rcParams)
-    drawn = axes(getattr(plots, name)(*FIGURES[name]))
+    drawn = axes(drawer(name)(*FIGURES[name]))
     assert dict(plt.rcParams) == before
     figure = drawn[0].figure
     figure.canvas.draw()  # every warning is an error
@@ -94,7 +111,7 @@ def test_figures_have_named_axes_and_data(name):
 def test_nothing_to_draw_is_bad_input(name):
     first, *rest = FIGURES[name]
     with pytest.raises(InputError, match="to draw"):
-        getattr(plots, name)(first[:0] if isinstance(first, pd.DataFrame) else {}, *rest)
+        drawer(name)(first[:0] if isinstance(first, pd.DataFrame) else {}, *rest)
 
 
 def test_lengths_say_what_fits():
