@@ -453,6 +453,7 @@ def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
 
     written = 32 if config.scale().generate_functions >= 1000 else 16
     judge = validation.Curves(tokenizer(), examples("valid"), coreset(), written=written)
+    folder.mkdir(parents=True, exist_ok=True)  # each process of many opens its log there
     train.train(*tokens(), tokenizer(), recipe(), folder, on_step=on_step, judge=judge)
 
 
@@ -473,6 +474,7 @@ def train_elsewhere(tokens: Path, folder: Path) -> Path:
     from llmopt import dataset, train
 
     data, held = (dataset.load(tokens / split) for split in ("train", "valid"))
+    folder.mkdir(parents=True, exist_ok=True)  # each process of many opens its log there
     return train.train(data, held, tokenizers.load(tokens), recipe(), folder)
 
 

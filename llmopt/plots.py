@@ -680,7 +680,7 @@ def memory_by_devices(table: pd.DataFrame, limits: Mapping[str, float]) -> Axes:
     axis.set_xticks(range(len(table)), table.index)
     axis.set(xlabel="devices that share the model", ylabel="GiB on each device")
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="upper right")
+    axis.legend(loc="upper right", ncols=2)
     return axis
 
 
@@ -705,5 +705,5 @@ def loss_far_ahead(
                       fontsize="small", color=GREY)  # fmt: skip
     axis.set(xscale="log", xlabel="tokens seen", ylabel="validation loss (nats a token)")
     axis.set_ylim(bottom=0)
-    axis.legend(loc="lower left")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.62, 1.0))
     return axis
