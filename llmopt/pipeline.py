@@ -420,14 +420,25 @@ def model(on_step: Callable[[dict], None] | None = None, folder: Path | None = N
 
 
 def recipe():
-    """The scale's `train.TrainConfig`."""
+    """The scale's `train.TrainConfig`.
+
+    Where `accelerate launch` asks for FSDP (`configs/fsdp.yaml`), the model is spread over the
+    processes and trained by AdamW, and the scale's batch is what all of them take in one step, in
+    pieces of about one longest function on each device.
+    """
     from llmopt import model, train  # torch, for those who need it
 
     scale = config.scale()
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    share = scale.tokens_per_batch // (int(os.environ.get("WORLD_SIZE", 1)) if sharded else 1)
+    pieces = max(1, share // scale.max_tokens) if sharded else 1
     return train.TrainConfig(
         preset=scale.preset,
         steps=scale.train_steps,
-        tokens_per_batch=scale.tokens_per_batch,
+        tokens_per_batch=share // pieces,
+        accumulate=pieces,
+        optimizer="adamw" if sharded else "muon",
+        sharded=sharded,
         learning_rate=scale.learning_rate,
         code_repeats=scale.code_repeats,
         warmup=min(0.03, WARMUP / scale.train_steps),
@@ -442,6 +453,7 @@ def _train(folder: Path, on_step: Callable[[dict], None] | None) -> None:
 
     written = 32 if config.scale().generate_functions >= 1000 else 16
     judge = validation.Curves(tokenizer(), examples("valid"), coreset(), written=written)
+    folder.mkdir(parents=True, exist_ok=True)  # each process of many opens its log there
     train.train(*tokens(), tokenizer(), recipe(), folder, on_step=on_step, judge=judge)
 
 
@@ -462,6 +474,7 @@ def train_elsewhere(tokens: Path, folder: Path) -> Path:
     from llmopt import dataset, train
 
     data, held = (dataset.load(tokens / split) for split in ("train", "valid"))
+    folder.mkdir(parents=True, exist_ok=True)  # each process of many opens its log there
     return train.train(data, held, tokenizers.load(tokens), recipe(), folder)
 
 

@@ -657,3 +657,54 @@ def predicted_counts(code: pd.DataFrame) -> list[Axes]:
     axes[0].set_ylabel("written by the model")
     axes[0].legend(loc="lower right")
     return list(axes)
+
+
+# --- 11: scaling ---------------------------------------------------------------------------------
+
+
+@styled
+def memory_by_devices(table: pd.DataFrame, limits: Mapping[str, float]) -> Axes:
+    """GiB on each device, a bar a number of devices (rows), stacked by what they hold (columns);
+    `limits` names memories of devices."""
+    need(table, "numbers of devices")
+    looks = zip(COLOURS, ("", "///", "...", "xxx"), table, strict=False)
+    _, axis = plt.subplots(figsize=(WIDTH, 3.4))
+    below = np.zeros(len(table))
+    for color, hatch, part in looks:
+        axis.bar(range(len(table)), table[part], bottom=below, width=0.7, label=part,
+                 color=color, hatch=hatch, edgecolor="white", linewidth=0)  # fmt: skip
+        below += table[part].to_numpy()
+    for name, limit in limits.items():
+        axis.axhline(limit, color="black", linestyle=":", linewidth=1.2)
+        axis.annotate(name, (len(table) - 0.5, limit), xytext=(0, 3), ha="right",
+                      textcoords="offset points", fontsize="small")  # fmt: skip
+    axis.set_xticks(range(len(table)), table.index)
+    axis.set(xlabel="devices that share the model", ylabel="GiB on each device")
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="upper right", ncols=2)
+    return axis
+
+
+@styled
+def loss_far_ahead(
+    points: Mapping[str, pd.DataFrame], band: pd.DataFrame, marks: Mapping[str, float]
+) -> Axes:
+    """Losses of a run by tokens (`tokens loss`, a marker a kind of points) and the band of all laws
+    that they leave open (`tokens low best high`); `marks` names numbers of tokens."""
+    need(points, "points")
+    _, axis = plt.subplots(figsize=(WIDTH, 3.4))
+    axis.fill_between(band.tokens, band.low, band.high, color=COLOURS[0], alpha=0.15, linewidth=0,
+                      label="laws that the points leave open")  # fmt: skip
+    axis.plot(band.tokens, band.best, color=COLOURS[0], linewidth=1.2, label="the best of them")
+    for look, (name, rows) in zip(SERIES, points.items(), strict=False):
+        axis.plot(rows.tokens, rows.loss, look["marker"], color=look["color"], markersize=5,
+                  label=name)  # fmt: skip
+    for name, tokens in marks.items():
+        axis.axvline(tokens, color=GREY, linestyle=":", linewidth=1.2)
+        axis.annotate(name, (tokens, 0.98), xycoords=("data", "axes fraction"), rotation=90,
+                      xytext=(-3, 0), textcoords="offset points", ha="right", va="top",
+                      fontsize="small", color=GREY)  # fmt: skip
+    axis.set(xscale="log", xlabel="tokens seen", ylabel="validation loss (nats a token)")
+    axis.set_ylim(bottom=0)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.62, 1.0))
+    return axis

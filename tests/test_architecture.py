@@ -13,7 +13,7 @@ from llmopt.config import ROOT
 
 RANKS = (
     {"config", "console", "passes", "ir", "metrics", "journal"},
-    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints"},
+    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints", "scaling"},
     {"sandbox", "naming", "model"},
     {"prompt", "grammar"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},

@@ -54,6 +54,15 @@ FIGURES = {
     ),  # fmt: skip
     "improvement_by_method": (tables.table(ROWS),),
     "list_lengths": ({protocol: LENGTHS for protocol in PROTOCOLS},),
+    "memory_by_devices": (
+        pd.DataFrame({"weights": [4.0, 2.0], "optimizer": [8.0, 4.0]}, index=[1, 2]),
+        {"a device": 10.0},
+    ),
+    "loss_far_ahead": (
+        {"plateau": pd.DataFrame({"tokens": [1e6, 2e6], "loss": [2.0, 1.5]})},
+        pd.DataFrame({"tokens": [1e6, 1e9], "low": [1.9, 0.1], "best": [2, 1], "high": [2.1, 1.4]}),
+        {"here": 1e7},
+    ),
     "rate_by_size": (
         pd.DataFrame(
             [(g, p, 10.0, 0.0, 30.0) for g in ("1–9", "10–90") for p in PROTOCOLS],

@@ -1,5 +1,6 @@
 """Several processes train the same model as one: copies of it (DDP), or shares of it (FSDP)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from test_train import CONFIG, EXAMPLES, ROOT, log, losses, run
 
-from llmopt import model, tokenizer
+from llmopt import dataset, model, pipeline, tokenizer
 from llmopt.config import InputError
 
 SETTINGS = replace(CONFIG, steps=6, optimizer="adamw", checkpoint_every=3, validate_every=3)
@@ -76,3 +77,38 @@ def test_two_processes_train_to_the_losses_of_one(alone, tmp_path, how):
 def test_muon_is_not_sharded():
     with pytest.raises(InputError, match="muon needs whole matrices"):
         replace(SETTINGS, sharded=True, optimizer="muon")
+
+
+def test_a_launch_with_fsdp_shares_the_batch_of_a_step(monkeypatch):
+    assert not pipeline.recipe().sharded and pipeline.recipe().optimizer == "muon"
+    monkeypatch.setenv("LLMOPT_SCALE", "paper")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for processes in (8, 64):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        recipe = pipeline.recipe()
+        assert recipe.sharded and recipe.optimizer == "adamw"
+        assert recipe.tokens_per_batch * recipe.accumulate * processes == 524_288
+        assert recipe.tokens_per_batch == 2048  # one longest function
+
+
+@pytest.mark.slow
+def test_the_launch_file_starts_sharded_training(tmp_path):
+    tok = tokenizer.train([e.ir for e in EXAMPLES], 500)
+    tok.save(tmp_path / "tokens")
+    for name, some in (("train", EXAMPLES), ("valid", EXAMPLES[:9])):
+        dataset.prepare(some, tok, 2048, tmp_path / "tokens" / name)
+    launch = "-m accelerate.commands.launch --num_processes 2 --main_process_port 0 --config_file"
+    what = f"-m llmopt.cli train --scale smoke --tokens {tmp_path}/tokens -o {tmp_path}/run"
+    done = subprocess.run(
+        [sys.executable, *launch.split(), str(ROOT / "configs" / "fsdp.yaml"), *what.split()],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = tmp_path / "run" / "model"
+    run = json.loads((made / "training.json").read_text())["run"]
+    assert run["sharded"] and run["processes"] == 2
+    model.load(made)
