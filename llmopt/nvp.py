@@ -111,7 +111,7 @@ def fit(texts: Sequence[str], saved: np.ndarray, lists: Sequence[List], seed: in
         hidden_layer_sizes=HIDDEN,
         early_stopping=len(texts) >= 100,
         alpha=1e-2,
-        max_iter=200,
+        max_iter=2000,
         random_state=seed,
     )
     learner.fit((x - centre) / spread, values)

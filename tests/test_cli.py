@@ -96,6 +96,17 @@ def test_optimize_rows_and_files(model, tmp_path):
     assert len(list(out.glob("*.ll"))) == 27
 
 
+def test_samples_trade_compilations_for_size(model):
+    ask = ["optimize", SAMPLE, "--model", model, "--protocol", "stripped", "--json"]
+    said = [llmopt(*ask, *more) for more in ([], ["--samples", "1"], ["--samples", "6"])]
+    one, same, six = (json.loads(done.stdout)["functions"] for done in said)
+    assert one == same
+    for few, many in zip(one, six, strict=True):
+        assert many["chosen"] <= few["chosen"] <= few["oz"]
+        assert many["asked"] == few["asked"]
+        assert few["extra_compilations"] <= 1 < many["extra_compilations"] <= 6
+
+
 def test_optimize_reads_ir_and_bitcode_and_cpp(model, tmp_path, sample):
     (tmp_path / "a.ll").write_text(sample["gcd"])
     text = sample["clamp"].encode()
@@ -124,6 +135,21 @@ def test_evaluate_writes_the_documented_json(model, tmp_path):
         keys = {"functions", "compiles", "exact_match", "bleu", "mape_before", "mape_after"}
         assert keys <= set(found["codegen"])
     assert "stripped: 6 functions" in done.stdout
+
+
+def test_evaluate_compares_methods_that_try_several_lists(model, network_corpus, tmp_path):
+    path = tmp_path / "result.json"
+    ask = ["evaluate", SAMPLE, "--model", model, "--limit", "2", "--json", path]
+    done = llmopt(*ask, "--methods", "coreset,priority")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["trials"]
+    assert {row["method"] for row in rows} == {"coreset", "priority"}
+    assert {row["functions"] for row in rows} == {2}
+    for row in rows:
+        low, high = row["with_oz_backup_interval"]
+        assert 0 <= low <= row["with_oz_backup"] <= high and row["compilations"] <= row["tried"]
+    assert "the best of several lists" in done.stdout
+    refused(llmopt(*ask, "--methods", "corset"), "unknown method 'corset' (did you mean 'coreset'")
 
 
 def test_bad_c_gives_the_compilers_first_error_and_the_rest_goes_on(model, tmp_path):

@@ -83,7 +83,6 @@ def test_by_hand():
     kept = trials.curves(made, backup=True)
     assert kept.percent.tolist() == pytest.approx([0.0, 7.5, 12.5])
     assert kept.compilations.tolist() == [2.0, 3.0, 4.0]
-    assert trials.needed(kept, 5.0) == 3.0 and trials.needed(kept, 50.0) is None
     found = trials.table(made, at=(2, 100), draws=50)
     assert found.tried.tolist() == [2, 3] and found.saved.tolist() == [3, 5]
     ahead = trials.versus(made, "stripped", ("coreset", 3), ("coreset", 1))
