@@ -13,14 +13,14 @@ from llmopt.config import ROOT
 
 RANKS = (
     {"config", "console", "passes", "ir", "metrics", "journal"},
-    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints"},
+    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints", "graph"},
     {"sandbox", "naming", "model"},
     {"prompt", "grammar"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
     {"corpus", "train", "choose", "baselines", "labels", "sampling", "semantics"},
     {"validation"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
-    {"release", "bench"},
+    {"release", "bench", "magic", "playground"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
