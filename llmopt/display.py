@@ -39,15 +39,16 @@ _DARK_PAGES = ('html[data-theme="dark"]', 'body[data-jp-theme-light="false"]')
 _LAYOUT = """
 .llmopt-view{display:flex;flex-wrap:wrap;gap:.6rem;margin:.3rem 0}
 .llmopt-view figure{flex:1 1 17rem;min-width:0;margin:0}
-.llmopt-view figcaption{color:inherit;font-size:.9em;margin:0 0 .2rem;text-align:left}
+.llmopt-view figcaption{color:inherit;font-size:.9em;font-weight:400;margin:0 0 .2rem;
+text-align:left}
 .llmopt-view pre{font-size:.78em;line-height:1.45;margin:0;padding:.6em 0;max-height:32rem;
 overflow:auto;border:1px solid #8884;border-radius:.25rem}
-.llmopt-view p,.llmopt-view details{flex:1 1 100%;margin:0}
+.llmopt-view p,.llmopt-view details,.llmopt-view .llmopt-view{flex:1 1 100%;min-width:0;margin:0}
 .llmopt-view summary{cursor:pointer;padding:.2rem 0}
 .llmopt-view .problem{border-left:.25rem solid;padding-left:.6rem;overflow-wrap:anywhere}
 .llmopt-view .list{font-family:monospace;overflow-wrap:anywhere}
 .llmopt-view .graph{overflow:auto;max-height:36rem;padding:.4em 0}
-.llmopt-view .graph svg{display:block;max-width:none}
+.llmopt-view .graph svg{display:block;max-width:100%;height:auto}
 .llmopt-view pre span.l{display:block;min-width:max-content;padding:0 .8em}
 html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.llmopt-view)
 {background:none;color:inherit;padding:0}
@@ -236,16 +237,21 @@ def effect(
         f'({after.count - before.count:+d}) after <span class="list">{shown}</span>, '
         f"<strong>{oz.count}</strong> after -Oz ({protocol})"
     ).replace("(+0)", "(no change)")
-    parts = _sides(before.text, after.text, ("before", "after"))
+    rows = [_sides(before.text, after.text, ("before", "after"))]
     if graphs:
         try:
-            parts += [_graph(run.text, "") for run in (before, after)]
+            rows.append(
+                [
+                    _graph(run.text, when)
+                    for when, run in (("graph before", before), ("graph after", after))
+                ]
+            )
         except InputError as error:
-            parts.append(f"<p>No graph: {html.escape(str(error))}</p>")
-    if not fold:
-        return _view(f'<p aria-live="polite">{counts}</p>', *parts)
-    inner = f'<div class="llmopt-view">{"".join(parts)}</div>'
-    return _view(f"<details><summary>{counts}</summary>{inner}</details>")
+            rows.append([f"<p>No graph: {html.escape(str(error))}</p>"])
+    inner = "".join(f'<div class="llmopt-view">{"".join(row)}</div>' for row in rows)
+    if fold:
+        return _view(f"<details><summary>{counts}</summary>{inner}</details>")
+    return _view(f'<p aria-live="polite">{counts}</p>', inner)
 
 
 def timeline(text: str, protocol: str, names: Sequence[str]) -> pd.DataFrame:

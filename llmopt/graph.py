@@ -27,6 +27,7 @@ MOST = 400  # blocks: beyond, Graphviz takes minutes and nobody sees anything
 FONT, LINE, MARGIN = 11, 15, 6  # a letter's size, a line's height, a box's margin, in pixels
 LETTER = 0.62 * FONT  # the widest of the usual monospaced fonts
 LONGEST = 36  # characters of a line of code
+SMALLEST = 0.8  # of its size: narrower places scroll, lest the letters get too small
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,12 @@ def svg(text: str, code: bool | None = None) -> str:
                 f'<text x="{x:.1f}" y="{y + FONT / 3:.1f}" text-anchor="middle">'
                 f"{html.escape(label)}</text>"
             )
+    full, top = full + 2, top + 2  # the width of the outer lines
     return (
-        f'<svg role="img" aria-label="{html.escape(words(text))}" width="{full + 2:.0f}" '
-        f'height="{top + 2:.0f}" viewBox="-1 -1 {full + 2:.1f} {top + 2:.1f}" '
-        f'font-family="monospace" font-size="{FONT}" fill="currentColor">{"".join(parts)}</svg>'
+        f'<svg role="img" aria-label="{html.escape(words(text))}" width="{full:.0f}" '
+        f'height="{top:.0f}" viewBox="-1 -1 {full:.1f} {top:.1f}" '
+        f'style="min-width:{SMALLEST * full:.0f}px" font-family="monospace" font-size="{FONT}" '
+        f'fill="currentColor">{"".join(parts)}</svg>'
     )
 
 
