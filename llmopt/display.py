@@ -1,7 +1,8 @@
 """Views of code and tables for notebooks: static HTML, no JavaScript, for light and dark pages.
 
 `show_ir` and `show_code` colour a listing, `diff` puts two versions of a function side by side,
-`timeline` lists what each pass of a list did, `table` dresses a data frame. Colours come from two
+`cfg` and `cfgs` draw control-flow graphs, `effect` shows all that a pass list does to a function,
+`timeline` lists what each of its passes did, `table` dresses a data frame. Colours come from two
 of Pygments' styles; the page's own theme (Jupyter Book's or JupyterLab's) picks between them.
 Figures are not here (`plots`).
 """
@@ -23,7 +24,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-from llmopt import ir, passes, sandbox
+from llmopt import graph, ir, passes, sandbox
 from llmopt.config import InputError, check_protocol, nearest
 
 if TYPE_CHECKING:
@@ -38,9 +39,16 @@ _DARK_PAGES = ('html[data-theme="dark"]', 'body[data-jp-theme-light="false"]')
 _LAYOUT = """
 .llmopt-view{display:flex;flex-wrap:wrap;gap:.6rem;margin:.3rem 0}
 .llmopt-view figure{flex:1 1 17rem;min-width:0;margin:0}
-.llmopt-view figcaption{color:inherit;font-size:.9em;margin:0 0 .2rem;text-align:left}
+.llmopt-view figcaption{color:inherit;font-size:.9em;font-weight:400;margin:0 0 .2rem;
+text-align:left}
 .llmopt-view pre{font-size:.78em;line-height:1.45;margin:0;padding:.6em 0;max-height:32rem;
 overflow:auto;border:1px solid #8884;border-radius:.25rem}
+.llmopt-view p,.llmopt-view details,.llmopt-view .llmopt-view{flex:1 1 100%;min-width:0;margin:0}
+.llmopt-view summary{cursor:pointer;padding:.2rem 0}
+.llmopt-view .problem{border-left:.25rem solid;padding-left:.6rem;overflow-wrap:anywhere}
+.llmopt-view .list{font-family:monospace;overflow-wrap:anywhere}
+.llmopt-view .graph{overflow:auto;max-height:36rem;padding:.4em 0}
+.llmopt-view .graph svg{display:block;max-width:100%;height:auto}
 .llmopt-view pre span.l{display:block;min-width:max-content;padding:0 .8em}
 html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.llmopt-view)
 {background:none;color:inherit;padding:0}
@@ -133,6 +141,10 @@ def diff(before: str, after: str, titles: tuple[str, str] = ("before", "after"))
     Lines that only one side has are marked, `-` on the left and `+` on the right. LLVM numbers
     values anew after each pass, so lines that differ in such numbers only count as the same.
     """
+    return _view(*_sides(before, after, titles))
+
+
+def _sides(before: str, after: str, titles: tuple[str, str]) -> list[str]:
     closing = "\n}\n"  # a text that a model did not finish has instructions, too
     plain = before.splitlines(), after.splitlines()
     coloured = _lines(before, "llvm"), _lines(after, "llvm")
@@ -153,12 +165,93 @@ def diff(before: str, after: str, titles: tuple[str, str] = ("before", "after"))
         f"{html.escape(title)}: <strong>{ir.count(text + closing)} instructions</strong>"
         for title, text in zip(titles, (before, after), strict=True)
     ]
-    return _view(
-        *(
-            _listing([line for line, _ in side], caption, [mark for _, mark in side])
-            for side, caption in zip(sides, captions, strict=True)
-        )
-    )
+    return [
+        _listing([line for line, _ in side], caption, [mark for _, mark in side])
+        for side, caption in zip(sides, captions, strict=True)
+    ]
+
+
+def _graph(text: str, title: str, code: bool | None = None) -> str:
+    caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
+    drawing = graph.svg(text, code)
+    return f'<figure>{caption}<div class="graph" tabindex="0">{drawing}</div></figure>'
+
+
+def cfg(text: str, title: str | None = None, code: bool | None = None) -> HTML:
+    """The control-flow graph of a function's normalised IR, drawn: a box a basic block.
+
+    With `code` the boxes hold the instructions (default: in functions of up to `graph.SMALL`).
+    Raises `InputError` where `text` defines no function, or one that is too large to draw.
+    """
+    return cfgs({title or "": text}, code)
+
+
+def cfgs(versions: Mapping[str, str], code: bool | None = None) -> HTML:
+    """Control-flow graphs side by side, of normalised IR by title; as `cfg`."""
+    if not versions:
+        raise InputError("no function to draw: pass the normalised IR of at least one")
+    return _view(*(_graph(text, title, code) for title, text in versions.items()))
+
+
+def problem(message: object) -> HTML:
+    """One line that says what is wrong, as a view."""
+    return _view(f'<p class="problem" role="alert">{html.escape(str(message))}</p>')
+
+
+def pass_list(text: str) -> tuple[str, ...]:
+    """A pass list as people type it: `sroa` stands for the first entry of the search space that
+    is `sroa` with parameters. Raises `InputError` on an unknown pass, as `passes.parse`."""
+    known = {name.partition("<")[0]: name for name in reversed(passes.SPACE)} | {
+        name: name for name in passes.SPACE
+    }
+    words = (word.strip() for word in text.strip().split(","))
+    return passes.parse(",".join(known.get(word, word) for word in words))
+
+
+def effect(
+    text: str,
+    protocol: str,
+    names: Sequence[str],
+    title: str = "",
+    graphs: bool = False,
+    fold: bool = False,
+) -> HTML:
+    """What a pass list does to the function `text`: the instruction counts before it, after it and
+    after -Oz, the code before and after side by side and, with `graphs`, both graphs.
+
+    With `fold` the line of counts is all that is seen until the reader opens it. Raises
+    `InputError` on an unknown pass or protocol, and where LLVM fails on the function.
+    """
+    names = passes.check(names)
+    lists = [(), names, passes.OZ]
+    before, after, oz = sandbox.shared().run(text, check_protocol(protocol), lists, text=True)
+    for run in (before, oz, after):  # what is wrong with the function itself comes first
+        if not run.ok:
+            raise InputError(
+                f"{passes.format(run.passes)}: {run.status}: {run.message}".lstrip(": ")
+            )
+    shown = html.escape(passes.format(names)) or "(no passes)"
+    counts = (
+        f"{f'<strong>{html.escape(title)}</strong>: ' if title else ''}"
+        f"<strong>{before.count}</strong> instructions before, <strong>{after.count}</strong> "
+        f'({after.count - before.count:+d}) after <span class="list">{shown}</span>, '
+        f"<strong>{oz.count}</strong> after -Oz ({protocol})"
+    ).replace("(+0)", "(no change)")
+    rows = [_sides(before.text, after.text, ("before", "after"))]
+    if graphs:
+        try:
+            rows.append(
+                [
+                    _graph(run.text, when)
+                    for when, run in (("graph before", before), ("graph after", after))
+                ]
+            )
+        except InputError as error:
+            rows.append([f"<p>No graph: {html.escape(str(error))}</p>"])
+    inner = "".join(f'<div class="llmopt-view">{"".join(row)}</div>' for row in rows)
+    if fold:
+        return _view(f"<details><summary>{counts}</summary>{inner}</details>")
+    return _view(f'<p aria-live="polite">{counts}</p>', inner)
 
 
 def timeline(text: str, protocol: str, names: Sequence[str]) -> pd.DataFrame:

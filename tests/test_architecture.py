@@ -13,7 +13,7 @@ from llmopt.config import ROOT
 
 RANKS = (
     {"config", "console", "passes", "ir", "metrics", "journal"},
-    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints", "scaling"},
+    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints", "scaling", "graph"},
     {"sandbox", "naming", "model"},
     {"prompt", "grammar"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
@@ -22,7 +22,7 @@ RANKS = (
     {"rivals"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
     {"plots_results", "records", "trials", "claims"},
-    {"release", "bench"},
+    {"release", "bench", "magic", "playground"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -116,3 +116,40 @@ def test_tables_are_escaped_and_formatted():
     ids = {re.search(r'<table id="(\w+)"', each)[1] for each in (text, other)}
     assert len(ids) == 2
     assert re.search(r"td\.col1 *{\s*text-align: *right", text)
+
+
+def test_graphs_stand_side_by_side_with_their_words():
+    view = display.cfgs({"a < b": BEFORE, "after": AFTER})
+    assert view.data.count('role="img"') == 2 and "a &lt; b" in view.data
+    assert 'aria-label="Control-flow graph of f, 1 block. %1 (5 instructions)' in view.data
+    assert "mul i32 %3, %3" in shown(view)
+    assert "mul i32 %3, %3" not in shown(display.cfg(BEFORE, code=False))
+    with pytest.raises(InputError, match="no function to draw"):
+        display.cfgs({})
+    with pytest.raises(InputError, match="no function to draw"):
+        display.cfg("declare void @f()")
+
+
+def test_lists_as_people_type_them():
+    assert display.pass_list(" sroa, gvn,-Oz") == ("sroa<modify-cfg>", "gvn", "-Oz")
+    assert display.pass_list("sroa<preserve-cfg>,gvn<no-pre>") == (
+        "sroa<preserve-cfg>",
+        "gvn<no-pre>",
+    )
+    assert display.pass_list(" ") == ()
+    with pytest.raises(InputError, match="cannot read it at character"):
+        display.pass_list("gvn,,gvn")
+
+
+def test_the_effect_of_a_list_has_counts_code_and_graphs():
+    names = ("sroa<modify-cfg>",)
+    view = display.effect(BEFORE, "minsize", names, "<f>", graphs=True)
+    text = shown(view)
+    assert "<f>: 5 instructions before, 2 (-3) after sroa<modify-cfg>" in text
+    assert "2 after -Oz (minsize)" in text and view.data.count('role="img"') == 2
+    assert "<details>" in display.effect(BEFORE, "minsize", names, fold=True).data
+    with pytest.raises(InputError, match="^parse: "):
+        display.effect("define nonsense", "stripped", ())
+    with pytest.raises(InputError, match="unknown protocol"):
+        display.effect(BEFORE, "oz", ())
+    assert "&lt;b&gt;" in display.problem(InputError("<b>")).data

@@ -34,7 +34,8 @@ def prose(notebook: dict) -> str:
 
 
 def tree(notebook: dict) -> ast.Module:
-    text = "\n".join(cell["text"] for cell in code(notebook))
+    # A cell that opens with %% is another language's (%%passes: C).
+    text = "\n".join(c["text"] for c in code(notebook) if not c["text"].startswith("%%"))
     return ast.parse(re.sub(r"^(\s*)[!%].*$", r"\1pass", text, flags=re.M))
 
 
@@ -124,3 +125,12 @@ def test_has_exercises_with_folded_solutions(notebook):
     assert sorted(exercises) == sorted(solutions)
     number = Path(notebook["path"]).stem[:2]
     assert all(name.startswith(f"ex-{number}-") for name in exercises)
+
+
+def test_its_page_runs_again_when_the_package_changes(notebook, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    import keyed_cache
+
+    used = keyed_cache.modules(notebook)
+    assert used, "no module of llmopt is seen in its code"
+    assert ("magic" in used) == any("%load_ext llmopt.magic" in c["text"] for c in code(notebook))

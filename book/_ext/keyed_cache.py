@@ -21,10 +21,13 @@ SHARED = ("requirements.lock", "configs", "data", "results", "models")
 
 
 def modules(notebook: dict) -> set[str]:
-    """The llmopt modules that a notebook imports; `!llmopt ...` counts as importing `cli`."""
-    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
-    code = "\n".join("".join(cell["source"]) for cell in cells)
-    found = {"cli"} if re.search(r"^\s*[!%].*\bllmopt\b", code, re.M) else set()
+    """The llmopt modules that a notebook imports. `!llmopt ...` counts as importing `cli`,
+    `%load_ext llmopt.magic` as importing that; a cell that opens with `%%` is no Python."""
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    code = "\n".join(cell for cell in cells if not cell.startswith("%%"))
+    found = set(re.findall(r"^%load_ext llmopt\.(\w+)", code, re.M))
+    if re.search(r"^\s*[!%](?!load_ext).*\bllmopt\b", code, re.M):
+        found.add("cli")
     plain = re.sub(r"^(\s*)[!%].*$", r"\1pass", code, flags=re.M)
     for node in ast.walk(ast.parse(plain)):
         if isinstance(node, ast.ImportFrom) and node.module == "llmopt":
