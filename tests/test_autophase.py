@@ -252,7 +252,7 @@ def test_the_same_seed_gives_the_same_policy(policy):
     first, again, other = (
         autophase.train(FUNCTIONS, "stripped", short, seed, steps.append) for seed in (1, 1, 2)
     )
-    assert steps == [*range(1, 65)] * 3
+    assert sum(steps) == len(steps) == 3 * 64
     for one, two, three in zip(first.layers, again.layers, other.layers, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
         assert not np.array_equal(one[0], three[0])
