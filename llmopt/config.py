@@ -49,6 +49,7 @@ class Scale:
     preset: str
     # training
     train_steps: int
+    restart: float  # share of the steps that are a second cycle of the learning rate
     tokens_per_batch: int
     learning_rate: float
     # evaluation

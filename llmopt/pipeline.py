@@ -392,6 +392,7 @@ def model_folder() -> Path:
         tokens_folder().name,
         scale.preset,
         scale.train_steps,
+        scale.restart,
         scale.tokens_per_batch,
         scale.learning_rate,
         scale.code_repeats,
@@ -440,6 +441,7 @@ def recipe():
         optimizer="adamw" if sharded else "muon",
         sharded=sharded,
         learning_rate=scale.learning_rate,
+        restart=scale.restart,
         code_repeats=scale.code_repeats,
         warmup=min(0.03, WARMUP / scale.train_steps),
         validate_every=max(250, scale.train_steps // 12),  # 250 in the paper

@@ -48,7 +48,8 @@ class TrainConfig:
     learning_rate: float = 2.5e-3
     final_rate: float = 0.0  # of the peak
     warmup: float = 0.03  # of the run
-    decay: float = 0.5  # of the run: how much of it, at the end, the rate falls
+    decay: float = 0.5  # how much of the run, at its end, the rate falls
+    restart: float = 0.0  # how much of the run, after that, is a second fall, from half the rate
     weight_decay: float = 0.1
     clip: float = 1.0
     optimizer: str = "muon"  # for the layers' matrices; or "adamw" for everything
@@ -73,6 +74,8 @@ class TrainConfig:
         sizes = (self.steps, self.seconds, self.tokens_per_batch, self.accumulate)
         if any(size is not None and size <= 0 for size in sizes):
             raise InputError("a training run: steps, seconds and batches must be above zero")
+        if not 0 <= self.restart < 1:
+            raise InputError("a training run: restart is a share of it, from 0 to below 1")
         if min(self.prompt_every, self.code_repeats) < 1:
             raise InputError("a training run: prompt_every and code_repeats start at 1")
         if self.optimizer not in ("adamw", "muon"):
@@ -156,11 +159,16 @@ def shard(objective: Objective, device: torch.device) -> None:
 
 def rate(fraction: float, config: TrainConfig) -> float:
     """Learning rate when `fraction` of the run is done: a linear warm-up, a plateau, and a linear
-    fall over the last `decay` of the run."""
+    fall over the last `decay` of the run; then, if there is a `restart`, once more from half of the
+    rate (warm restarts: Loshchilov and Hutter, ICLR 2017)."""
     if fraction < config.warmup:
         return config.learning_rate * max(fraction / config.warmup, 0.01)
-    fall = max(0.0, 1 - (1 - fraction) / max(config.decay, 1e-9))
-    return config.learning_rate * (1 - (1 - config.final_rate) * min(fall, 1.0))
+    peak, first = config.learning_rate, 1 - config.restart
+    if fraction < first:
+        fall = max(0.0, 1 - (1 - fraction / first) / max(config.decay, 1e-9))
+    else:
+        peak, fall = peak / 2, (fraction - first) / max(config.restart, 1e-9)
+    return peak * (1 - (1 - config.final_rate) * min(fall, 1.0))
 
 
 @torch.no_grad()

@@ -63,6 +63,32 @@ def test_a_call_that_is_left_out_is_seen():
     assert verdicts(text, without)[1].status == "differs"
 
 
+def test_null_may_be_freed_or_not_and_nothing_else():
+    text = """define void @f(ptr %0) {
+%2 = load ptr, ptr %0
+%3 = icmp eq ptr %2, null
+br i1 %3, label %5, label %4
+4:
+call void @free(ptr %2)
+br label %5
+5:
+ret void
+}
+declare void @free(ptr)
+"""
+    always = """define void @f(ptr %0) {
+%2 = load ptr, ptr %0
+call void @free(ptr %2)
+ret void
+}
+declare void @free(ptr)
+"""
+    assert verdicts(text, always)[1].status == "equal"
+    assert verdicts(text, always.replace("ptr %2)", "ptr %0)"))[1].status == "differs"
+    other = text.replace("@free", "@drop"), always.replace("@free", "@drop")
+    assert verdicts(*other)[1].status == "differs"
+
+
 LOOP = "define i32 @f(i32 %0) {\nbr label %2\n2:\nbr label %2\n}\n"
 PLAIN = "define i32 @f(i32 %0) {\nret i32 %0\n}\n"
 FAULT = "define i32 @f(i32 %0) {\n%2 = load i32, ptr null\nret i32 %2\n}\n"
@@ -97,6 +123,11 @@ def test_inputs_on_which_llvm_differs_are_not_held_against_an_answer():
         ('define void @f() {\ncall void asm "nop", ""()\nret void\n}\n', "inline assembly"),
         ("define i32 @f(i32 %0, ...) {\nret i32 %0\n}\n", "variable number"),
         ("%T = type { i32 }\ndefine void @f(ptr byval(%T) %0) {\nret void\n}\n", "as a copy"),
+        (
+            "define void @f(ptr %0) {\nstore ptr @a, ptr %0\ncall void @a()\nret void\n}\n"
+            "declare void @a()\n",
+            "address of a function",
+        ),
     ],
 )
 def test_what_cannot_be_run_says_why(text, why):

@@ -342,10 +342,21 @@ def test_rates_warm_up_stay_and_fall():
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
 
 
+def test_a_restart_goes_through_the_shorter_run_first_and_falls_again():
+    shorter = TrainConfig(steps=300, learning_rate=1.0, warmup=0.1)
+    longer = TrainConfig(steps=400, learning_rate=1.0, warmup=0.075, restart=0.25)
+    first = [train.rate(i / 300, shorter) for i in range(300)]
+    both = [train.rate(i / 400, longer) for i in range(401)]
+    assert both[:300] == pytest.approx(first)
+    assert both[300] == 0.5 and both[350] == pytest.approx(0.25) and both[400] == 0.0
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {},
+        {"steps": 1, "restart": 1.0},
+        {"steps": 1, "restart": -0.1},
         {"steps": 1, "seconds": 1.0},
         {"steps": 0},
         {"steps": 1, "optimizer": "sgd"},
