@@ -164,7 +164,7 @@ def rate(fraction: float, config: TrainConfig) -> float:
     if fraction < config.warmup:
         return config.learning_rate * max(fraction / config.warmup, 0.01)
     peak, first = config.learning_rate, 1 - config.restart
-    if fraction < first:
+    if fraction < first or not config.restart:
         fall = max(0.0, 1 - (1 - fraction / first) / max(config.decay, 1e-9))
     else:
         peak, fall = peak / 2, (fraction - first) / max(config.restart, 1e-9)
