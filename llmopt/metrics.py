@@ -36,8 +36,10 @@ _MESSAGES = (
         r"|invalid cast|invalid type|type mismatch|unsized|is not a basic block|mismatch"
         r"|not the same type|same type|invalid operand|argument is not of expected type"
         r"|wrong type|incorrect number of arguments|too many arguments|not enough parameters"
-        r"|invalid use of function-local name|first class type|element type",
+        r"|invalid use of function-local name|first class type|element type|must be sized"
+        r"|undefined type|is recursive|incompatible signature",
     ),
+    ("wrong phi", r"PHI ?node"),
     (
         "syntax error",
         r"expected |found end of file|end of file in|unterminated|at least one basic block"
@@ -53,6 +55,7 @@ ERRORS = (
     "invalid value for constant",
     "undefined function",
     "index error",
+    "wrong phi",
     "other",
 )
 
@@ -220,7 +223,8 @@ def classify_error(message: str) -> str:
 
     The paper gives the classes' names, not its rules, so the rules are ours: a use that its
     definition does not dominate is forward referenced, a wrong kind of literal an invalid constant,
-    and an undefined `@name` a function, unless the line quoted with it does not call it.
+    and an undefined `@name` a function, unless the line quoted with it does not call it. A phi that
+    does not fit the blocks before its own is a class that the paper does not have.
     """
     undefined = re.search(r"use of undefined (?:value|comdat|metadata) '([^']*)'", message)
     if undefined:

@@ -101,6 +101,13 @@ BROKEN = [
         "index error",
         "define void @f(ptr %a) {\n%b = getelementptr {i8, i8}, ptr %a, i32 0, i32 5\nret void\n}",
     ),
+    ("type error", "define ptr @f(ptr %a) {\n%b = getelementptr %T, ptr %a, i32 1\nret ptr %b\n}"),
+    ("type error", "%T = type { %T }\n@a = external global %T"),
+    (
+        "wrong phi",
+        "define i8 @f() {\nbr label %1\n1:\n%2 = phi i8 [ 0, %0 ], [ 1, %3 ]\nret i8 %2\n3:\n"
+        "ret i8 0\n}",
+    ),
     ("other", "define void @f() {\nx:\nbr label %x\n}"),
 ]
 
