@@ -2,9 +2,11 @@
 first token and lives with it.
 
 The candidates are a coreset of lists with -Oz among them. A function is read once and all lists are
-weighed in one go, under both protocols where both are asked for. `caution` is what is added to the
-log-probability of -Oz; it is fitted on functions that were not trained on, in instructions saved,
-because the likeliest list is not the one with the best expectation (DESIGN 8).
+weighed in one go, under both protocols where both are asked for. The likeliest list is not the one
+with the best expectation (DESIGN 8): one that is right one time in three and then saves twenty
+instructions is worth a try where it costs one otherwise. So what is taken is the list that saves
+most in expectation, by what each list was worth, on functions that were not trained on, to those
+for which the model said this or that.
 """
 
 from __future__ import annotations
@@ -26,35 +28,45 @@ from llmopt.prompt import Example
 from llmopt.tokenizer import PAD, Tokenizer, mark
 
 List = tuple[str, ...]
+MOST = 30  # instructions at which gains and losses are cut for learning what lists are worth
+FOLDS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
-    """How to choose under each protocol: the candidates, -Oz the first, and the caution (nats)."""
+    """How to choose under each protocol: the candidates, -Oz the first, and `worth` (candidates,
+    candidates): in row i and column j the instructions that list j saves against -Oz where the
+    model is sure of list i. The column of -Oz is what another list has to promise to be taken."""
 
     lists: Mapping[str, tuple[List, ...]]
-    caution: Mapping[str, float]
+    worth: Mapping[str, np.ndarray]
 
     def choose(self, protocol: str, scores: np.ndarray | None) -> List:
         """The list to take, given the log-probability of each candidate (-Oz without any)."""
         if scores is None:
             return OZ
-        return self.lists[protocol][_choice(scores, self.caution[protocol])]
+        expected = probabilities(scores) @ self.worth[protocol]
+        return self.lists[protocol][int(expected.argmax())]
 
     def to_json(self) -> dict:
         return {
             protocol: {
                 "lists": [passes.format(names) for names in self.lists[protocol]],
-                "caution": self.caution[protocol],
+                "worth": np.round(self.worth[protocol], 4).tolist(),
             }
             for protocol in self.lists
         }
 
 
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """Of the candidates (last axis), from their log-probabilities: they share all of it."""
+    return np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
+
+
 def rule(lists: Mapping[str, Sequence[List]]) -> Rule:
-    """The likeliest of `lists` and -Oz, without caution."""
+    """The likeliest of `lists` and -Oz, whatever it may be worth."""
     whole = {p: (OZ, *(names for names in some if names != OZ)) for p, some in lists.items()}
-    return Rule(whole, dict.fromkeys(whole, 0.0))
+    return Rule(whole, {p: np.eye(len(own)) for p, own in whole.items()})
 
 
 def load(folder: Path) -> Rule:
@@ -63,20 +75,18 @@ def load(folder: Path) -> Rule:
     try:
         value = json.loads(path.read_text())
         lists = {p: tuple(map(passes.parse, value[p]["lists"])) for p in PROTOCOLS}
-        if any(not own or own[0] != OZ for own in lists.values()):
-            raise ValueError("-Oz is not the first list")
-        return Rule(lists, {p: float(value[p]["caution"]) for p in PROTOCOLS})
+        worth = {p: np.array(value[p]["worth"], dtype=float) for p in PROTOCOLS}
+        for protocol, own in lists.items():
+            if not own or own[0] != OZ:
+                raise ValueError("-Oz is not the first list")
+            if worth[protocol].shape != (len(own), len(own)):
+                raise ValueError("what the lists are worth is no square table of them")
+        return Rule(lists, worth)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: no usable rule beside the model ({error}); name a folder that "
             "`llmopt train` made"
         ) from None
-
-
-def _choice(scores: np.ndarray, caution: float) -> int:
-    weighed = scores.copy()
-    weighed[0] += caution
-    return int(weighed.argmax())
 
 
 @torch.inference_mode()
@@ -154,39 +164,54 @@ def calibrate(
 ) -> Rule:
     """The rule that saves most instructions on the examples by their `gains`; they should not be
     the model's own training data. `lists` are the candidates of each protocol. Examples of one
-    function should stand together (`score`).
-
-    The caution lies between two margins by which some example's best other list beats -Oz.
-    """
+    function should stand together (`score`)."""
     candidates = rule(lists).lists
     scores = score(llama, tok, [(e.ir, e.protocol) for e in examples], candidates)
     known = list(zip(examples, scores, strict=True))
-    caution = {
-        protocol: fit_caution([pair for pair in known if pair[0].protocol == protocol], own)
+    worth = {
+        protocol: fit_worth([pair for pair in known if pair[0].protocol == protocol], own)
         for protocol, own in candidates.items()
     }
-    return Rule(candidates, caution)
+    return Rule(candidates, worth)
 
 
-def fit_caution(
+def fit_worth(
     known: Sequence[tuple[Example, np.ndarray | None]], lists: tuple[List, ...]
-) -> float:
-    """The caution (nats) that saves most instructions on examples with their scores of `lists`."""
-    steps = []  # (the caution below which the best other list is taken, what that saves)
-    for example, values in known:
-        if values is not None and len(lists) > 1:
-            other = 1 + int(values[1:].argmax())
-            gain = dict(example.gains).get(lists[other])
-            if gain is not None:
-                steps.append((values[other] - values[0], gain))
-    if not steps:
-        return 0.0
-    # With caution c, the functions whose margin exceeds c take the other list.
-    steps.sort(key=lambda step: -step[0])
-    saved = np.cumsum([gain for _, gain in steps])
-    margins = [margin for margin, _ in steps]
+) -> np.ndarray:
+    """What each of `lists` is worth where the model says this or that (`Rule.worth`), from examples
+    with their scores of `lists`; by the likeliest list alone where they are too few.
+
+    Ridge regression of the gains on the probabilities, shrunk by as much as there are examples, as
+    much for a list that the model names rarely as for another. The promise on which -Oz is left is
+    the one that saves most, by predictions for examples that were not learned from.
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    known = [(e, values) for e, values in known if values is not None and e.gains]
+    if len(known) < FOLDS or len(lists) < 2:
+        return np.eye(len(lists))
+    x = probabilities(np.array([values for _, values in known]))
+    gains = np.array([[dict(e.gains).get(names, 0) for names in lists[1:]] for e, _ in known])
+    learner = make_pipeline(StandardScaler(), Ridge(alpha=len(known)))
+    y = gains.clip(-MOST, MOST)
+    promised = cross_val_predict(learner, x, y, cv=KFold(FOLDS)).reshape(y.shape)
+    best = promised.argmax(axis=1)
+    each = np.arange(len(known))
+    threshold = _threshold(promised[each, best], gains[each, best])
+    # Probabilities sum to one: what does not hang on them goes into every row alike.
+    sure = learner.fit(x, y).predict(np.eye(len(lists))).reshape(len(lists), -1)
+    return np.hstack([np.full((len(lists), 1), threshold), sure])
+
+
+def _threshold(promised: np.ndarray, gains: np.ndarray) -> float:
+    """The promise from which on taking the list saves most; halfway to the next lower one."""
+    order = np.argsort(-promised, kind="stable")
+    promised, saved = promised[order], np.cumsum(gains[order])
     if saved.max() <= 0:
-        return float(margins[0] + 1.0)
-    taken = int(saved.argmax())
-    below = margins[taken + 1] if taken + 1 < len(margins) else margins[taken] - 1.0
-    return float((margins[taken] + below) / 2)
+        return float(promised[0] + 1.0)
+    last = int(saved.argmax())
+    below = promised[last + 1] if last + 1 < len(promised) else promised[last] - 1.0
+    return float((promised[last] + below) / 2)

@@ -9,7 +9,7 @@ has ended are dropped: the tokens are those of `transformers`' own `generate`, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -21,6 +21,10 @@ from llmopt.config import InputError
 from llmopt.grammar import MAX_PASSES, Grammar, State
 from llmopt.prompt import Answer
 from llmopt.tokenizer import BEFORE, END, PAD, PASSES, Tokenizer
+
+# A list is a few tokens: nearly all of its time goes into reading, where padding costs as much as
+# text. By how much prompts that are read together may differ in length, then.
+SPREAD = 1.2
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,7 @@ def greedy(
         room = min(free, max_passes + 1 if passes_only else max_new_tokens)
         rows[i] = Row(asked[:-1], [asked[-1], *begun], room, grammar.walk(begun[1:]))
     last = tok.ids[BEFORE] if passes_only else tok.ids[END]
-    order = sorted(rows, key=lambda i: (len(rows[i].asked), i))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
+    for batch in _batches(rows, batch_size, SPREAD if passes_only else float("inf")):
         _write(llama, grammar, [rows[i] for i in batch], last, tok.ids[PAD])
         for i in batch:
             ids = rows[i].given[2:] + rows[i].written
@@ -101,6 +103,20 @@ def greedy(
         if on_done:
             on_done(sum(result is not None for result in results))
     return results
+
+
+def _batches(rows: dict[int, Row], most: int, spread: float) -> Iterator[list[int]]:
+    """The numbers of the rows, shorter prompts first, at most `most` together and none more than
+    `spread` times as long as the first of its batch."""
+    batch: list[int] = []
+    for i in sorted(rows, key=lambda i: (len(rows[i].asked), i)):
+        limit = spread * len(rows[batch[0]].asked) if batch else 0
+        if batch and (len(batch) == most or len(rows[i].asked) > limit):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _write(

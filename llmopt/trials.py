@@ -249,6 +249,18 @@ def read(folder: Path) -> Trials:
     return Trials(*(pd.read_parquet(folder / f"{name}.parquet") for name in ("steps", "spent")))
 
 
+def differences(
+    tried: Trials, functions: pd.DataFrame, known: rivals.Rivals, directory: Path
+) -> pd.DataFrame:
+    """Compare recorded trials with new ones of `functions` (columns `id`, `ir`) that are in them,
+    by all methods that ask no model: the steps that only one of the two has."""
+    methods = [name for name in dict.fromkeys(tried.spent.method) if name not in propose.METHODS]
+    functions = functions[functions.id.isin(tried.spent.id)]
+    made = compare(functions, methods, known, None, directory).steps
+    old = tried.steps[tried.steps.id.isin(functions.id) & tried.steps.method.isin(methods)]
+    return pd.concat([old, made]).drop_duplicates(keep=False)
+
+
 # --- sums ----------------------------------------------------------------------------------------
 
 

@@ -23,8 +23,9 @@ from llmopt.tokenizer import Tokenizer
 class Curves:
     """Called with a model, gives its curves (percentages, BLEU in 0 … 1), on at most `functions`
     examples of each protocol: `improvement_PROTOCOL` over -Oz and `oz_share_PROTOCOL` of the
-    likeliest list; `cautious_PROTOCOL`, the improvement with the caution that was best on the other
-    half of the examples (`choose`), so that no example decides about itself; `compiles`, `exact`,
+    likeliest list; `cautious_PROTOCOL`, the improvement where -Oz is likelier by a caution, the one
+    that was best on the other half of the examples: no example decides about itself, and so few
+    decide about no more than one number (`choose.fit_worth` wants many); `compiles`, `exact`,
     `bleu`, `mape_before`, `mape_after` of whole answers (of at most `max_new_tokens` tokens) to
     `written` of them, spread evenly over the lengths of those with prompts of at most `short`
     tokens.
@@ -72,14 +73,17 @@ class Curves:
         return found | (self._code(llama) if self.written else {})
 
     def _caution(self, protocol: str, known: list) -> float:
-        return choose.fit_caution(known, self.rule.lists[protocol])
+        return fit_caution(known, self.rule.lists[protocol])
 
     def _saved(self, protocol: str, known: list, caution: float) -> tuple[int, float]:
         """Instructions that the choices save on examples with their scores, and -Oz's share."""
-        rule = choose.Rule(self.rule.lists, {protocol: caution})
-        taken = [rule.choose(protocol, values) for _, values in known]
-        gains = [dict(e.gains).get(names, 0) for (e, _), names in zip(known, taken, strict=True)]
-        return sum(gains), sum(names == OZ for names in taken) / max(1, len(taken))
+        lists, saved, oz = self.rule.lists[protocol], 0, 0
+        for example, values in known:
+            names = OZ
+            if values is not None:
+                names = lists[int(np.r_[values[0] + caution, values[1:]].argmax())]
+            saved, oz = saved + dict(example.gains).get(names, 0), oz + (names == OZ)
+        return saved, oz / len(known)
 
     def _lists(self, llama: LlamaForCausalLM, examples: Sequence[Example]) -> list[List]:
         asked = [(e.ir, e.protocol) for e in examples]
@@ -108,3 +112,29 @@ class Curves:
             if said:
                 found[f"mape_{name}"] = metrics.mape(*zip(*said, strict=True))
         return found
+
+
+def fit_caution(
+    known: Sequence[tuple[Example, np.ndarray | None]], lists: tuple[List, ...]
+) -> float:
+    """What to add to the log-probability of -Oz (nats), so that the likeliest of `lists` saves most
+    instructions on examples with their scores. It lies between two margins by which some example's
+    best other list beats -Oz."""
+    steps = []  # (the caution below which the best other list is taken, what that saves)
+    for example, values in known:
+        if values is not None and len(lists) > 1:
+            other = 1 + int(values[1:].argmax())
+            gain = dict(example.gains).get(lists[other])
+            if gain is not None:
+                steps.append((values[other] - values[0], gain))
+    if not steps:
+        return 0.0
+    # With caution c, the functions whose margin exceeds c take the other list.
+    steps.sort(key=lambda step: -step[0])
+    saved = np.cumsum([gain for _, gain in steps])
+    margins = [margin for margin, _ in steps]
+    if saved.max() <= 0:
+        return float(margins[0] + 1.0)
+    taken = int(saved.argmax())
+    below = margins[taken + 1] if taken + 1 < len(margins) else margins[taken] - 1.0
+    return float((margins[taken] + below) / 2)

@@ -79,11 +79,37 @@ def test_a_trained_model_chooses_what_saves_most(tmp_path):
         scores = choose.score(llama, tok, [(known[0].ir, protocol)], rule.lists)
         assert losing.choose(protocol, scores[0]) == passes.OZ
     (tmp_path / "rule.json").write_text(json.dumps(rule.to_json()))
-    assert choose.load(tmp_path) == rule
+    loaded = choose.load(tmp_path)
+    assert loaded.lists == rule.lists
+    for protocol in PROTOCOLS:
+        assert loaded.worth[protocol] == pytest.approx(rule.worth[protocol], abs=1e-4)
+
+
+def test_what_saves_most_in_expectation_is_taken_not_what_is_likeliest():
+    lists, rng = (passes.OZ, ("gvn",), ("early-cse",)), np.random.default_rng(0)
+    known = []
+    for i in range(300):
+        # Right one time in three and then worth twenty instructions; the other loses one.
+        hopeful, right = i % 2, rng.random() < 1 / 3
+        gains = (0, (20 if right else -1) if hopeful else -5, -1)
+        scores = np.log([0.6, 0.3, 0.1] if hopeful else [0.8, 0.05, 0.15])
+        pairs = tuple(zip(lists, gains, strict=True))
+        known.append((Example(f"{i:064}", "stripped", "", passes.OZ, 9, 9, "", 9, pairs), scores))
+    worth = choose.fit_worth(known, lists)
+    rule = choose.Rule({"stripped": lists}, {"stripped": worth})
+    assert rule.choose("stripped", np.log([0.6, 0.3, 0.1])) == ("gvn",)
+    assert rule.choose("stripped", np.log([0.8, 0.05, 0.15])) == passes.OZ
+    assert rule.choose("stripped", None) == passes.OZ
+    expected = choose.probabilities(np.log([0.6, 0.3, 0.1])) @ worth
+    assert 1 < expected[1] < 6  # 6 is the mean; shrunk by as much as there are examples
+    few = choose.fit_worth(known[:3], lists)
+    assert (few == np.eye(3)).all()
 
 
 def test_a_folder_without_a_usable_rule_is_refused_by_name(tmp_path):
-    for text in ("", "{}", json.dumps({p: {"lists": ["gvn"], "caution": 0} for p in PROTOCOLS})):
+    bad = (["gvn"], [[1.0]]), (["-Oz", "gvn"], [[1.0]])
+    whole = [json.dumps({p: {"lists": own, "worth": w} for p in PROTOCOLS}) for own, w in bad]
+    for text in ("", "{}", *whole):
         (tmp_path / "rule.json").write_text(text)
         with pytest.raises(InputError, match="rule.json: no usable rule"):
             choose.load(tmp_path)

@@ -359,10 +359,10 @@ def test_the_model_chooses_by_the_rule_in_its_folder(functions, labels, folder, 
     ruled = tmp_path / "ruled"
     shutil.copytree(folder, ruled)
     lists = ["-Oz", "mem2reg,simplifycfg", "gvn"]
-    for caution, allowed in ((1e6, {"-Oz"}), (-1e6, {"mem2reg,simplifycfg", "gvn"})):
-        rule = {p: {"lists": lists, "caution": caution} for p in PROTOCOLS}
+    for least, allowed in ((1.0, {"-Oz"}), (-1.0, {"mem2reg,simplifycfg", "gvn"})):
+        rule = {p: {"lists": lists, "worth": [[least, 0.1, 0.1]] * 3} for p in PROTOCOLS}
         (ruled / "rule.json").write_text(json.dumps(rule))
-        made = evaluate.evaluate(functions, labels, ruled, RIVALS, tmp_path / f"{caution}", 2, 24)
+        made = evaluate.evaluate(functions, labels, ruled, RIVALS, tmp_path / f"{least}", 2, 24)
         chosen = made.rows[made.rows.method == evaluate.MODEL]
         assert set(chosen.passes) <= allowed
         assert len(made.code) == len(PROTOCOLS) * 2  # counts and code are about that very list

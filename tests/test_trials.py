@@ -67,6 +67,16 @@ def test_curves_fall_in_steps_and_backup_never_loses(tried):
     assert grows.all()
 
 
+def test_a_record_holds_and_a_false_one_is_found(tried, functions, known, tmp_path):
+    few = functions.head(2)
+    assert trials.differences(tried, few, known, tmp_path).empty
+    steps = tried.steps.copy()
+    wrong = steps[(steps.id == few.id[0]) & (steps.method == "random")].index[0]
+    steps.loc[wrong, "count"] -= 1
+    found = trials.differences(trials.Trials(steps, tried.spent), few, known, tmp_path)
+    assert len(found) == 2 and set(found.method) == {"random"}
+
+
 def test_by_hand():
     spent = pd.DataFrame([("a", 10, 3), ("b", 30, 3)], columns=["id", "oz", "tried"]).assign(
         protocol="stripped", method="coreset", choosing=0.0, compiling=0.3
