@@ -133,7 +133,7 @@ def _judge(
 ) -> tuple[list[dict], dict | None]:
     """All methods' rows for one function under one protocol, and the row of its written code."""
     key, text, protocol, lists, answer = item
-    rows, code = [], None
+    rows, code, best = [], None, ""
     for method, names in lists.items():
         choice = judge.choice(text, protocol, names)
         rows.append(
@@ -148,8 +148,11 @@ def _judge(
                 "status": choice.status,
             }
         )
+        if method == AUTOTUNER:
+            best = choice.text
         if method == MODEL and answer is not None:
-            code = {"id": key, "protocol": protocol} | judge.written(text, protocol, choice, answer)
+            written = judge.written(text, protocol, choice, answer, best)
+            code = {"id": key, "protocol": protocol} | written
     return rows, code
 
 

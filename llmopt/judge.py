@@ -15,6 +15,9 @@ from llmopt.config import InputError
 from llmopt.prompt import Answer
 
 NO_CODE, CUT_OFF = "no code", "cut off"  # answers that LLVM's parser is not even asked about
+# What code may be that compiles and is not LLVM's result of the model's own list.
+OTHER_LIST, COPY, CONSTANT = "the best list's code", "a copy of the input", "a wrong constant"
+_NUMBER = re.compile(r"(?<![%@\w.$\"-])-?\d+(?![\w.:])")  # none of a name, a type or a label
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ def best(text: str, protocol: str, lists: Sequence[Sequence[str]]) -> Choice:
     return Choice(used.passes, before.count, oz.count, used.count, used.status, used.text)
 
 
-def written(text: str, protocol: str, chosen: Choice, answer: Answer) -> dict:
+def written(text: str, protocol: str, chosen: Choice, answer: Answer, best: str = "") -> dict:
     """The row of one written answer to the function `text` whose list led to `chosen`: counts and
     their predictions, whether the code compiles (of how many instructions it is: `written`) and is
-    exactly LLVM's, how alike they are (`bleu`), and if it does not compile, why."""
+    exactly LLVM's, how alike they are (`bleu`), if it does not compile, why, and if it is another
+    text, which (`slip`). `best` is what LLVM makes of the best list known."""
     code = ir.normalise(answer.code or "")
     run = sandbox.shared().check([code], protocol)[0]
     compiles = run.ok and bool(code) and run.count > 0
@@ -84,6 +88,7 @@ def written(text: str, protocol: str, chosen: Choice, answer: Answer) -> dict:
         "exact": code == chosen.text,
         "error": message,
         "kind": "" if compiles else _kind(message, code, answer),
+        "slip": _slip(code, chosen.text, text, best) if compiles else "",
         "code": code,
         "reference": chosen.text,
         "input": text,
@@ -98,3 +103,13 @@ def _kind(message: str, code: str, answer: Answer) -> str:
     if answer.error and line and int(line[1]) >= code.count("\n") > 1:
         return CUT_OFF
     return metrics.classify_error(message)
+
+
+def _slip(code: str, reference: str, text: str, best: str) -> str:
+    if code == reference:
+        return ""
+    if code == best:
+        return OTHER_LIST
+    if code == text:
+        return COPY
+    return CONSTANT if _NUMBER.sub("0", code) == _NUMBER.sub("0", reference) else ""

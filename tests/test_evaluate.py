@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -203,6 +204,27 @@ def test_other_code_compiles_without_being_exact(sample):
     row = judged(sample, sample["gcd"])
     assert row["compiles"] and not row["exact"]
     assert row["written"] == row["unoptimised"] and 0 < row["bleu"] < 1
+
+
+def test_slips_have_names(sample):
+    text = sample["clamp"]
+    choice = judge.choice(text, "stripped", passes.OZ)
+    better = judge.choice(text, "stripped", ("mem2reg",)).text
+
+    def slip(code: str) -> str:
+        answer = Answer(passes.OZ, 1, 1, code)
+        return judge.written(text, "stripped", choice, answer, better)["slip"]
+
+    assert slip(choice.text) == "" and slip("nonsense") == ""
+    assert slip(text) == judge.COPY
+    assert slip(better) == judge.OTHER_LIST
+    crc = judge.choice(sample["crc32"], "stripped", passes.OZ)
+    wrong = re.sub(r"(= xor i32 %\w+, )(-?\d+)", r"\g<1>12345", crc.text, count=1)
+    assert wrong != crc.text
+    row = judge.written(sample["crc32"], "stripped", crc, Answer(passes.OZ, 1, 1, wrong))
+    assert row["slip"] == judge.CONSTANT
+    other = crc.text.replace("xor", "or")
+    assert not judge.written(sample["crc32"], "stripped", crc, Answer(None, 1, 1, other))["slip"]
 
 
 def test_the_best_of_several_lists_is_taken_and_never_above_oz(sample):
