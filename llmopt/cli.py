@@ -457,7 +457,8 @@ def evaluate(
         directory = pipeline.stage("evaluate", ("evaluate", "generate", "labels"), key)
         with journal.workers() as pool:
             labels = pipeline.labels() if path is None else pipeline.search(rows, directory)
-            with bar("ask the model", len(protocols) * len(rows)) as progress:
+            many = len(rows) + min(len(rows), settings.generate_functions)
+            with bar("ask the model", len(protocols) * many) as progress:
                 result = evaluation.evaluate(
                     rows,
                     labels,

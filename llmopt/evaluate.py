@@ -90,12 +90,15 @@ def answers(
 def asker(
     folder: Path, max_new_tokens: int = 2, passes_only: bool = True
 ) -> Callable[[list[tuple[str, str]]], list[Answer]]:
-    """What gives a model's answers to (normalised IR, protocol) pairs: pass lists alone, or whole
-    answers of at most `max_new_tokens` tokens."""
+    """What gives a model's answers to (normalised IR, protocol) pairs: pass lists alone, by the
+    rule in its folder; or whole answers of at most `max_new_tokens` tokens, about the list that the
+    model itself holds likeliest."""
     from llmopt import choose, generate, model  # torch, for those who need it
 
     llama, tok = model.load(folder)
     rule = choose.load(folder) if (folder / "rule.json").exists() else None
+    if rule and not passes_only:
+        rule = choose.rule(rule.lists)
 
     def ask(functions: list[tuple[str, str]]) -> list[Answer]:
         lists = None
@@ -150,9 +153,10 @@ def _judge(
         )
         if method == AUTOTUNER:
             best = choice.text
-        if method == MODEL and answer is not None:
-            written = judge.written(text, protocol, choice, answer, best)
-            code = {"id": key, "protocol": protocol} | written
+    if answer is not None:
+        own = judge.choice(text, protocol, answer.passes or passes.OZ)
+        written = judge.written(text, protocol, own, answer, best)
+        code = {"id": key, "protocol": protocol} | written
     return rows, code
 
 
@@ -171,8 +175,8 @@ def evaluate(
     """Run all methods on functions (columns `id`, `ir`) with the autotuner's `labels` for them.
 
     `folder` is the model's, `rivals` are the other methods by name (`baselines.load`). For the
-    first `written` functions the model writes its whole answer, of at most `max_new_tokens` tokens;
-    for the others it stops after the pass list, as in deployment. `on_done` is told of answers.
+    first `written` functions the model also writes a whole answer, of at most `max_new_tokens`
+    tokens; for all it names a list and stops, as in deployment. `on_done` is told of answers.
     """
     functions = functions.drop_duplicates("id")
     if functions.empty:
@@ -189,7 +193,7 @@ def evaluate(
         on_done=on_done,
     )
     full = ask(functions=usable.head(written), passes_only=False)
-    said = full | ask(functions=usable.iloc[written:])
+    said = ask(functions=usable)
     no_room = {key for (key, _), answer in said.items() if prompt.NO_ROOM in (answer.error or "")}
     answered = usable[~usable.id.isin(no_room)]
     if answered.empty:
@@ -277,9 +281,10 @@ def test_split(folder: Path | None = None) -> Evaluation:
     with pipeline.alone(directory):
         if not (directory / "left_out.json").exists():  # written last
             rows, long = test_functions(folder)
+            total = len(PROTOCOLS) * (len(rows) + min(len(rows), scale.generate_functions))
             with (
                 journal.workers() as pool,
-                tqdm(total=len(PROTOCOLS) * len(rows), desc="evaluate", unit="answer") as bar,
+                tqdm(total=total, desc="evaluate", unit="answer") as bar,
             ):
                 made = evaluate(
                     rows,
