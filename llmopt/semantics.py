@@ -52,6 +52,7 @@ NOT_TESTABLE = (
     (r"@llvm\.(coro|gc|eh\.sjlj|experimental\.deoptimize)", "an intrinsic that needs a runtime"),
 )
 _DECLARED = re.compile(r'^declare [^@\n]*(@(?:"[^"]*"|[-\w$.]+))\(', re.MULTILINE)
+_ALLOCA = re.compile(r"^(%[-\w$.]+) = alloca ([^,]+|[\[{<].*[\]}>])(?:, align \d+)?$")
 RELEASE = ("free", "_ZdlPv", "_ZdaPv")  # nothing happens where they are given null
 
 
@@ -298,13 +299,17 @@ class Version:
 
 
 def _parts(text: str, stubbed: set[str]) -> list[str]:
-    """The module's lines without declarations that get stubs; what must not be reached traps."""
+    """The module's lines without declarations that get stubs; what must not be reached traps, and
+    local memory begins as zeros."""
     lines = [f"@{MEMORY} = external global i8"]
     for line in text.splitlines():
         if line.startswith("declare ") and ir.symbol(line) in stubbed:
             continue
         lines += ["call void @llvm.trap()"] if line == "unreachable" else []
         lines.append(line)
+        # Stubs write nothing: what a callee would have filled in is zero, not whatever was there.
+        if local := _ALLOCA.match(line):
+            lines.append(f"store {local[2]} zeroinitializer, ptr {local[1]}")
     declared = any(line.startswith("declare ") and "@llvm.trap(" in line for line in lines)
     return lines if declared else [*lines, "declare void @llvm.trap()"]
 

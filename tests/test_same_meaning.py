@@ -89,6 +89,30 @@ declare void @free(ptr)
     assert verdicts(*other)[1].status == "differs"
 
 
+def test_what_a_callee_would_fill_in_is_zero():
+    text = """%T = type { i32 }
+define i32 @f(i32 %0) {
+%2 = alloca i32, align 4
+%3 = alloca [4 x i32], align 4
+%4 = alloca %T
+store i32 %0, ptr %2
+call void @fill(ptr %3)
+call void @fill(ptr %4)
+%5 = load i32, ptr %3
+%6 = load i32, ptr %4
+%7 = load i32, ptr %2
+%8 = add i32 %5, %6
+%9 = add i32 %8, %7
+ret i32 %9
+}
+declare void @fill(ptr)
+"""
+    normal = ir.normalise(text)
+    for passes in (("mem2reg",), ("-Oz",)):
+        [run] = sandbox.shared().run(normal, "stripped", [passes], text=True)
+        assert verdicts(text, run.text)[1].status == "equal"
+
+
 LOOP = "define i32 @f(i32 %0) {\nbr label %2\n2:\nbr label %2\n}\n"
 PLAIN = "define i32 @f(i32 %0) {\nret i32 %0\n}\n"
 FAULT = "define i32 @f(i32 %0) {\n%2 = load i32, ptr null\nret i32 %2\n}\n"
