@@ -491,7 +491,7 @@ def evaluate(
     if tried:
         value["trials"] = trials.table(tried).to_dict("records")
     if release:
-        from llmopt import claims
+        from llmopt import claims, opening
         from llmopt import release as releasing
 
         releasing.record(result)
@@ -499,6 +499,7 @@ def evaluate(
             releasing.record_trials(tried)
         releasing.card()
         config.write_atomic(claims.PAGE, claims.page().encode())
+        opening.write()
     if output:
         config.write_atomic(output, (json.dumps(value, indent=1) + "\n").encode())
     print_tables(value)

@@ -49,7 +49,7 @@ overflow:auto;border:1px solid #8884;border-radius:.25rem}
 .llmopt-view .list{font-family:monospace;overflow-wrap:anywhere}
 .llmopt-view .graph{overflow:auto;max-height:36rem;padding:.4em 0}
 .llmopt-view .graph svg{display:block;max-width:100%;height:auto}
-.llmopt-view pre span.l{display:block;min-width:max-content;padding:0 .8em}
+.llmopt-view pre span.line{display:block;min-width:max-content;padding:0 .8em}
 html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.llmopt-view)
 {background:none;color:inherit;padding:0}
 """
@@ -102,9 +102,9 @@ def _lines(code: str, language: str) -> list[str]:
 def _listing(lines: Sequence[str], caption: str, marks: Sequence[str] | None = None) -> str:
     marks = marks or [""] * len(lines)
     rows = "".join(
-        f'<span class="l {mark}">{line or " "}</span>'
+        f'<span class="line {mark}">{line or " "}</span>'
         if mark
-        else f'<span class="l">{line} </span>'
+        else f'<span class="line">{line} </span>'
         for line, mark in zip(lines, marks, strict=True)
     )
     title = f"<figcaption>{caption}</figcaption>" if caption else ""

@@ -22,7 +22,7 @@ RANKS = (
     {"rivals"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
     {"plots_results", "records", "trials", "claims"},
-    {"release", "bench", "magic", "playground"},
+    {"release", "bench", "magic", "playground", "opening"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

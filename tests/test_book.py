@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -28,8 +30,44 @@ INSTALL = "no Chromium with chromedriver here: apt-get install chromium chromium
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("book")]
 
 
+SHOWN = {"stream", "display_data", "execute_result"}
+# What JupyterLab does with "Restart kernel and run all cells", started from the folder it runs in.
+RUN_ALL = """
+import sys, nbformat, nbclient
+notebook = nbformat.read(sys.argv[1], 4)
+nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": "."}}).execute()
+"""
+
+
+def untidy() -> set[str]:
+    """What git sees that is neither committed nor ignored."""
+    command = ["git", "status", "--porcelain", "--untracked-files=all"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return set(done.stdout.splitlines())
+
+
 @pytest.fixture(scope="session")
-def html() -> Path:
+def before() -> set[str]:
+    return untidy()
+
+
+@pytest.fixture(scope="session")
+def alone(before, tmp_path_factory) -> dict[str, str]:
+    """How each notebook ended that ran by itself: from the repository's root, the last page first,
+    so that none finds what the pages before it would have made. `html` then runs them again, in
+    order and from `notebooks/`."""
+    room = str(tmp_path_factory.mktemp("jupyter"))
+    env = os.environ | {"LLMOPT_SCALE": "smoke", "IPYTHONDIR": room, "MPLCONFIGDIR": room}
+    ended = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True):
+        command = [sys.executable, "-c", RUN_ALL, str(path)]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        ended[path.stem] = done.stderr[-2000:] if done.returncode else "ok"
+    return ended
+
+
+@pytest.fixture(scope="session")
+def html(alone) -> Path:
     """The book, rendered by the command behind `make book`. This runs every notebook."""
     output = ROOT / "build" / "book-smoke"
     command = [sys.executable, str(ROOT / "book" / "build.py"), "--output", str(output)]
@@ -51,6 +89,30 @@ def soup(path: Path) -> BeautifulSoup:
 def test_every_page_is_rendered(html):
     assert [page for page in PAGES if not (html / f"{page}.html").exists()] == []
     assert (html / "index.html").exists()
+
+
+def test_notebooks_run_by_themselves_and_leave_nothing_behind(before, alone, html):
+    assert alone == dict.fromkeys(sorted(alone, reverse=True), "ok")
+    assert untidy() == before, "a notebook wrote outside of an ignored folder"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("notebooks/")])
+def test_solutions_ran_with_their_page(html, page):
+    """Each code cell between `solution-start` and `solution-end`, as the book's build ran it."""
+    ran = json.loads((html.parent / "jupyter_execute" / f"{page}.ipynb").read_text())
+    ran = {cell["id"]: cell for cell in ran["cells"]}
+    inside, checked = False, 0
+    for cell in json.loads((ROOT / f"{page}.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "markdown":
+            gates = re.findall(r"\{solution-(start|end)\}", "".join(cell["source"]))
+            inside = gates[-1] == "start" if gates else inside
+        elif inside:
+            twin = ran[cell["id"]]
+            assert "".join(twin["source"]) == "".join(cell["source"])
+            assert twin["execution_count"] and twin["outputs"], f"{cell['id']} shows nothing"
+            assert {out["output_type"] for out in twin["outputs"]} <= SHOWN, cell["id"]
+            checked += 1
+    assert checked
 
 
 def test_links_inside_the_book_lead_somewhere(html):
@@ -92,9 +154,11 @@ def test_pages_hold_no_error_and_no_empty_widget(html):
         text = (html / f"{page}.html").read_text()
         assert "Traceback (most recent call last)" not in text, page
         assert "application/vnd.jupyter.widget-view+json" not in text, page
-        for figure in soup(html / f"{page}.html").select(".cell_output img"):
+        for figure in soup(html / f"{page}.html").select("img"):
             assert figure.get("alt", "").strip(), f"{page}: a figure has no alt text"
-            assert not figure["alt"].startswith("../"), f"{page}: {figure['alt']}"
+            assert not re.match(r"(\.\./)*_(images|static)/", figure["alt"]), (
+                f"{page}: {figure['alt']}"
+            )
 
 
 def test_status_lists_every_notebook(html):
@@ -192,6 +256,162 @@ def test_search_finds_a_word(site, browser, at_width):
     )
     assert any("glossary" in link for link in found)
     assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+# -- for every reader ------------------------------------------------------------------------------
+
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+AXE = """
+const [rules, done] = [arguments[0], arguments[arguments.length - 1]];
+axe.run(document, {runOnly: rules, resultTypes: ["violations"]}).then(
+  found => done(found.violations.flatMap(rule => rule.nodes.map(
+    node => `${rule.id}: ${node.target}: ${node.failureSummary.split("\\n").pop().trim()}`))),
+  error => done([`axe: ${error}`]));
+"""
+# Solutions, code and views that are folded count as much as what is open.
+UNFOLD = """
+document.querySelectorAll("details").forEach(each => each.open = true);
+document.querySelectorAll(".toggle-hidden").forEach(each => each.classList.remove("toggle-hidden"));
+"""
+FOCUS = """
+const [wanted, here] = [arguments[0], document.activeElement];
+const [box, look] = [here.getBoundingClientRect(), getComputedStyle(here)];
+return {
+  what: (here.outerHTML || "").slice(0, 160),
+  is: Object.keys(wanted).filter(name => here.matches(wanted[name])),
+  seen: box.width > 0 && box.height > 0 && look.visibility === "visible",
+  marked: look.outlineStyle !== "none" || look.boxShadow !== "none",
+};
+"""
+
+
+def theme(browser, scheme: str) -> None:
+    """Light or dark as the reader's system has it, without motion: colours are there at once."""
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    media = [{"name": name, "value": value} for name, value in features.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+
+
+def press(browser, *keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    chain = ActionChains(browser)
+    for key in keys[:-1]:
+        chain.key_down(key)
+    chain.send_keys(keys[-1])
+    for key in keys[:-1]:
+        chain.key_up(key)
+    chain.perform()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("at_width", [390, 1280], indirect=True)
+@pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
+def test_page_keeps_to_wcag_in_both_themes(site, browser, at_width, page):
+    theme(browser, "light")
+    browser.get(f"{site}/{page}.html")
+    wait(browser, "return document.readyState === 'complete'")
+    browser.execute_script(UNFOLD)
+    browser.execute_script(files("axe_core_python").joinpath("axe.min.js").read_text())
+    assert browser.execute_async_script(AXE, RULES) == []
+    theme(browser, "dark")
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+    assert browser.execute_async_script(AXE, RULES) == []
+    overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+    assert browser.execute_script(overflow) <= 0, "unfolded, the page scrolls sideways"
+
+
+@pytest.mark.browser
+def test_the_theme_switch_overrules_the_system(site, browser):
+    theme(browser, "light")
+    browser.get(f"{site}/book/glossary.html")
+    now = "return document.documentElement.dataset.theme"
+    seen = []
+    for _ in range(3):
+        browser.execute_script("document.querySelector('.theme-switch-button').click()")
+        seen.append(browser.execute_script(now))
+    browser.execute_script("localStorage.clear()")
+    assert {"light", "dark"} == set(seen)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("at_width", [1280], indirect=True)
+def test_tab_goes_everywhere(site, browser, at_width):
+    browser.get(f"{site}/notebooks/01_ir_and_code_size.html")
+    wait(browser, "return document.readyState === 'complete'")
+    wanted = {
+        "skip link": "#pst-skip-link a, a#pst-skip-link, .skip-link",
+        "home": "a.navbar-brand",
+        "search": ".search-button__button, .search-button-field",
+        "theme": ".theme-switch-button",
+        "page list": ".bd-sidebar-primary nav a",
+        "this page's list": ".bd-sidebar-secondary nav a",
+        "text": ".bd-article p a",
+        "listing": ".bd-article pre[tabindex='0']",
+        "hidden code": ".bd-article summary",
+        "solution": "button.toggle-button",
+        "next page": "a.right-next",
+    }
+    stops = []
+    for _ in range(400):
+        press(browser, "\ue004")
+        stop = browser.execute_script(FOCUS, wanted)
+        if stop["what"].startswith("<body"):  # all round
+            break
+        stops.append(stop)
+    assert stops[0]["is"] == ["skip link"]
+    assert sorted(wanted) == sorted({name for stop in stops for name in stop["is"]})
+    assert [stop["what"] for stop in stops if not (stop["seen"] and stop["marked"])] == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("at_width", [1280], indirect=True)
+def test_keys_alone_skip_search_and_unfold(site, browser, at_width):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(f"{site}/notebooks/01_ir_and_code_size.html")
+    wait(browser, "return document.readyState === 'complete'")
+    press(browser, Keys.TAB)
+    press(browser, Keys.ENTER)
+    press(browser, Keys.TAB)
+    inside = "return document.querySelector('main').contains(document.activeElement)"
+    assert browser.execute_script(inside), "the skip link leads into the page"
+
+    fold = "const fold = document.querySelector('.solution.dropdown'); "
+    shown = fold + "return fold.querySelector('section').getBoundingClientRect().height > 0"
+    assert not browser.execute_script(shown)
+    browser.execute_script(fold + "fold.querySelector('button.toggle-button').focus()")
+    press(browser, Keys.ENTER)
+    assert wait(browser, shown)
+
+    press(browser, Keys.CONTROL, "k")
+    field = "return document.activeElement.matches('input[type=search]')"
+    assert wait(browser, field)
+    press(browser, Keys.ESCAPE)
+    assert wait(browser, field.replace("return ", "return !"))
+    press(browser, Keys.CONTROL, "k")
+    wait(browser, field)
+    press(browser, "basic block")
+    press(browser, Keys.ENTER)
+    found = "return [...document.querySelectorAll('#search-results li a')].map(a => a.href)"
+    assert any("glossary" in link for link in wait(browser, found))
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("at_width", [390], indirect=True)
+def test_a_phone_has_the_list_of_pages(site, browser, at_width):
+    browser.get(f"{site}/book/glossary.html")
+    wait(browser, "return document.readyState === 'complete'")
+    link = "const link = document.querySelector('.bd-sidebar-primary nav a'); "
+    seen = link + "const box = link.getBoundingClientRect(); return box.left >= 0 && box.width > 0"
+    assert not browser.execute_script(seen)
+    for _ in range(10):
+        press(browser, "\ue004")
+        if browser.execute_script(FOCUS, {"menu": ".primary-toggle"})["is"]:
+            break
+    press(browser, "\ue007")
+    assert wait(browser, seen)
 
 
 # -- the page cache --------------------------------------------------------------------------------

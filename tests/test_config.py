@@ -1,10 +1,14 @@
+import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmopt import config
-from llmopt.config import InputError
+from llmopt.config import ROOT, InputError
 
 
 def test_scales_load_and_differ():
@@ -76,3 +80,21 @@ def test_a_device_is_written_to_and_a_full_one_says_so():
     with pytest.raises(OSError, match="No space left"):
         config.write_atomic(Path("/dev/full"), b"x" * 10)
     assert Path("/dev/full").is_char_device() and Path("/dev/null").is_char_device()
+
+
+def test_binder_and_conda_install_the_same_lock():
+    binder = ROOT / ".binder"
+    named = re.findall(r"^-r (.*)", (binder / "requirements.txt").read_text(), re.M)
+    assert [(binder / name).resolve() for name in named] == [ROOT / "requirements.lock"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert "-r requirements.lock" in conda[-1]["pip"]
+    version = (binder / "runtime.txt").read_text().strip().removeprefix("python-")
+    assert f"python={version}" in conda
+
+
+def test_binder_begins_small_but_can_be_told_otherwise():
+    start = [ROOT / ".binder" / "start", "sh", "-c", "echo $LLMOPT_SCALE"]
+    env = {name: value for name, value in os.environ.items() if name != "LLMOPT_SCALE"}
+    for given, scale in (({}, "smoke"), ({"LLMOPT_SCALE": "classroom"}, "classroom")):
+        done = subprocess.run(start, env=env | given, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == scale

@@ -68,13 +68,25 @@ def test_code_of_a_file_and_comments_over_lines(tmp_path):
     path.write_text("/* one\n   two */\nint x = 1 < 2;\n")
     view = display.show_code(path)
     assert "x.c" in shown(view) and "1 < 2" in shown(view)
-    lines = re.findall(r'<span class="l">(.*?) </span>(?=<span class="l">|</pre>)', view.data)
+    lines = re.findall(r'<span class="line">(.*?) </span>(?=<span class="line">|</pre>)', view.data)
     assert len(lines) == 3
     assert all(line.count("<span") == line.count("</span>") for line in lines)
     with pytest.raises(InputError, match="no-such"):
         display.show_code(tmp_path / "no-such.c")
     with pytest.raises(InputError, match="did you mean 'llvm'"):
         display.show_code("x", "llwm")
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [("yaml", "size: 4 # four\nname: x"), ("c", "int x = 1;\n"), ("text", "a\nb")],
+)
+def test_only_the_lines_of_a_file_are_rows(language, text):
+    """Pygments has classes of one letter: a row's own must not be one of them."""
+    view = display.show_code(text, language)
+    row = re.search(r"span\.(\w+)\{display:block", view.data)[1]
+    kinds = [names.split() for names in re.findall(r'<span class="([^"]*)"', view.data)]
+    assert sum(row in names for names in kinds) == len(text.splitlines())
 
 
 def test_diff_has_both_sides_their_counts_and_marks():
@@ -84,14 +96,14 @@ def test_diff_has_both_sides_their_counts_and_marks():
     assert f"<sroa>: {ir.count(AFTER)} instructions" in text
     assert "<sroa>" not in view.data
     left, right = re.findall(r"<pre.*?</pre>", view.data)
-    assert left.count('<span class="l') == right.count('<span class="l')  # rows stay level
-    assert left.count('class="l del"') == 6 and right.count('class="l add"') == 1
+    assert left.count('<span class="line') == right.count('<span class="line')  # rows stay level
+    assert left.count('class="line del"') == 6 and right.count('class="line add"') == 1
 
 
 def test_renumbered_lines_are_no_difference():
     moved = BEFORE.replace("%4", "%9")
     body = display.diff(BEFORE, moved).data.partition("</style>")[2]
-    assert "l del" not in body and "l add" not in body
+    assert "line del" not in body and "line add" not in body
 
 
 def test_timeline_counts_after_each_pass():

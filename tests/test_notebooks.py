@@ -127,6 +127,38 @@ def test_has_exercises_with_folded_solutions(notebook):
     assert all(name.startswith(f"ex-{number}-") for name in exercises)
 
 
+MARK = re.compile(r":label: (ex-[\w-]+)\n\n\*(Easy|Medium|Hard) · (open, )?(code|in words)\*\n\n")
+
+
+def solutions(notebook: dict) -> dict[str, list[str]]:
+    """The code cells of each gated solution, by the exercise's label."""
+    found, label = {}, ""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            found.setdefault(label, []).append(cell["text"])
+        else:  # a cell of text may close one solution and open another
+            for kind, name in re.findall(
+                r"\{solution-(start|end)\}(?:\s+(ex-[\w-]+))?", cell["text"]
+            ):
+                label = name if kind == "start" else ""
+    found.pop("", None)
+    return found
+
+
+def test_exercises_say_how_hard_and_of_what_kind_they_are(notebook):
+    """A solution of code runs with its page, and `test_book.py` sees to it; others hold none."""
+    text = prose(notebook)
+    marked = {label: way for label, _, _, way in MARK.findall(text)}
+    assert sorted(marked) == sorted(re.findall(r":label: (ex-[\w-]+)", text))
+    assert {label for label, way in marked.items() if way == "code"} == set(solutions(notebook))
+    for plain in re.findall(r"```\{solution\}.*?\n```\n?", text, re.S):
+        assert "python" not in plain, "code in a solution stands in a cell, where it runs"
+
+
+def test_some_exercises_go_beyond_the_paper():
+    assert sum(path.read_text().count(" · open, ") for path in NOTEBOOKS) >= 3
+
+
 def test_its_page_runs_again_when_the_package_changes(notebook, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     import keyed_cache
