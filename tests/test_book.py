@@ -309,13 +309,14 @@ def press(browser, *keys: str) -> None:
 @pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
 def test_page_keeps_to_wcag_in_both_themes(site, browser, at_width, page):
     theme(browser, "light")
-    browser.get(f"{site}/{page}.html")
+    browser.get(f"{site}/{page}.html?highlight=model")  # as one comes from a search
     wait(browser, "return document.readyState === 'complete'")
+    wait(browser, "return document.documentElement.dataset.theme === 'light'")
     browser.execute_script(UNFOLD)
     browser.execute_script(files("axe_core_python").joinpath("axe.min.js").read_text())
     assert browser.execute_async_script(AXE, RULES) == []
     theme(browser, "dark")
-    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+    wait(browser, "return document.documentElement.dataset.theme === 'dark'")
     assert browser.execute_async_script(AXE, RULES) == []
     overflow = "return document.documentElement.scrollWidth - window.innerWidth"
     assert browser.execute_script(overflow) <= 0, "unfolded, the page scrolls sideways"
