@@ -120,7 +120,7 @@ def two_measures(table: pd.DataFrame) -> list[Axes]:
     for axis in axes:
         rows = table[table.protocol == axis.get_title()]
         for offset, look, name in zip(
-            (-0.13, 0.13), SERIES, dict.fromkeys(rows.measure), strict=True
+            (-0.13, 0.13), SERIES[:2], dict.fromkeys(rows.measure), strict=True
         ):
             own = rows[rows.measure == name]
             axis.errorbar(
@@ -160,8 +160,8 @@ def gain_for_compilations(curves: pd.DataFrame, marks: pd.DataFrame) -> list[Axe
             axis.plot(row.lists, row.percent, look["marker"], color=look["color"], markersize=8,
                       label=row.label)  # fmt: skip
         axis.axhline(0, color=GREY, linewidth=1)
-        axis.set(xlabel="compilations a function, beside -Oz")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xscale="log", xlabel="compilations, beside -Oz")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.yaxis.set_major_formatter(PercentFormatter(decimals=None))
     axes[0].set_ylabel("improvement over -Oz")
     handles, labels = axes[0].get_legend_handles_labels()
