@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -160,3 +161,94 @@ def bench_corpus(scale: Scale = None, as_json: Json = False) -> None:
 
     if value["unlabelled"] and pipeline.record("labels")["scale"]["name"] == settings.name:
         raise typer.Exit(1)
+
+
+Release = Annotated[
+    bool, typer.Option("--release", help="Put the rows into results/, with how they were made.")
+]
+
+
+@app.command("objects", epilog="Example: llmopt bench objects --scale smoke --functions 10")
+def bench_objects(
+    functions: Annotated[
+        int | None, typer.Option(min=1, help="How many of the test split; else all.")
+    ] = None,
+    release: Release = False,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """Instructions and bytes of machine code that the recorded evaluation's lists leave."""
+    set_scale(scale)
+    started = time.time()
+    rows = benchmark("objects")(functions)
+    value = {"functions": rows.id.nunique(), "lists": len(rows)}
+    _finish("objects", rows, value, started, release, as_json)
+
+
+@app.command("window", epilog="Example: llmopt bench window --scale smoke --searched 5")
+def bench_window(
+    searched: Annotated[
+        int, typer.Option(min=1, help="Functions beyond the corpus whose gain is measured.")
+    ] = 300,
+    release: Release = False,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens, instructions and gain of all functions of the test projects, however long."""
+    set_scale(scale)
+    started = time.time()
+    rows, missing = benchmark("window")(searched)
+    long = rows[rows.best.isna()]
+    value = {"functions": rows.id.nunique(), "beyond_the_corpus": long.id.nunique()}
+    value |= {"searched": long[long.coreset.notna()].id.nunique(), "missing": missing}
+    _finish("window", rows, value, started, release, as_json)
+
+
+@app.command("constants", epilog="Example: llmopt bench constants --scale smoke --functions 2")
+def bench_constants(
+    functions: Annotated[int, typer.Option(min=1, help="How many are written once more.")] = 200,
+    release: Release = False,
+    scale: Scale = None,
+    as_json: Json = False,
+) -> None:
+    """Constants in code that the released model writes, beside LLVM's."""
+    from llmopt import pipeline
+
+    set_scale(scale)
+    started = time.time()
+    rows = benchmark("constants")(functions)
+    value = {"functions": rows.id.nunique(), "constants": len(rows)}
+    value["right"] = round(float(rows.right.mean()), 4)
+    value["model"] = pipeline.model_digest(pipeline.RELEASED)
+    _finish("constants", rows, value, started, release, as_json)
+
+
+def _finish(name: str, rows, value: dict, started: float, release: bool, as_json: bool) -> None:
+    """Report `value`; for a release, write the rows and, into `results/limits.json`, how they came
+    about."""
+    import datetime
+    import io
+    import json
+    import os
+
+    from llmopt import llvm, pipeline
+
+    value = {
+        "command": f"llmopt bench {name} --scale {config.scale().name} --release",
+        "date": datetime.date.today().isoformat(),
+        "llvm": llvm.version(),
+        "machine": {"cores": os.cpu_count(), "processor": pipeline.processor()},
+        "seconds": round(time.time() - started, 1),
+    } | value
+    if release:
+        buffer = io.BytesIO()
+        rows.to_parquet(buffer, index=False, compression="zstd")
+        config.write_atomic(pipeline.RESULTS / f"{name}.parquet", buffer.getvalue())
+        path = pipeline.RESULTS / "limits.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        text = json.dumps(dict(sorted((known | {name: value}).items())), indent=1) + "\n"
+        config.write_atomic(path, text.encode())
+    if as_json:
+        emit(value)
+        return
+    print(", ".join(f"{key} {value[key]}" for key in list(value)[5:]))

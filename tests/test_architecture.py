@@ -13,15 +13,17 @@ from llmopt.config import ROOT
 
 RANKS = (
     {"config", "console", "passes", "ir", "metrics", "journal"},
-    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints", "scaling", "graph"},
+    {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints", "scaling", "graph"}
+    | {"arithmetic"},
     {"sandbox", "naming", "model"},
     {"prompt", "grammar"},
     {"extract", "autotune", "dataset", "generate", "judge", "plan"},
-    {"corpus", "train", "choose", "baselines", "autophase", "labels", "sampling", "semantics"},
+    {"corpus", "train", "choose", "baselines", "autophase", "labels", "sampling", "semantics"}
+    | {"objects", "window"},
     {"validation", "nvp", "propose"},
     {"rivals"},
     {"pipeline", "evaluate", "plots", "display", "headroom", "inventory"},
-    {"plots_results", "records", "trials", "claims"},
+    {"plots_results", "plots_limits", "records", "trials", "claims"},
     {"release", "bench", "magic", "playground", "opening"},
     {"cli"},
 )

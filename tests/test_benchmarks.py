@@ -66,3 +66,19 @@ def test_bench_generate_compares_speeds_and_answers(corpus):
     # is anything. That trained answers are the same is what the record shows.
     assert value["lists"]["same"] > 0.8
     assert 0 <= value["answers"]["same"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [("objects", "--functions"), ("window", "--searched"), ("constants", "--functions")],
+)
+def test_benches_of_the_limits_measure_what_they_are_asked_for(corpus, name, many):
+    done = llmopt("bench", name, many, "2", "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    if name == "window":
+        assert value["searched"] == min(2, value["beyond_the_corpus"]) and value["missing"] == []
+        assert value["functions"] > value["beyond_the_corpus"]
+    else:
+        assert value["functions"] <= 2 and value["command"].startswith(f"llmopt bench {name}")
+        assert value["lists" if name == "objects" else "constants"] >= value["functions"]
