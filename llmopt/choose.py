@@ -5,8 +5,7 @@ The candidates are a coreset of lists with -Oz among them. A function is read on
 weighed in one go, under both protocols where both are asked for. The likeliest list is not the one
 with the best expectation (DESIGN 8): one that is right one time in three and then saves twenty
 instructions is worth a try where it costs one otherwise. So what is taken is the list that saves
-most in expectation, by what each list was worth, on functions that were not trained on, to those
-for which the model said this or that.
+most in expectation, by what each list was worth to functions for which the model said this or that.
 """
 
 from __future__ import annotations
@@ -162,9 +161,9 @@ def calibrate(
     examples: Sequence[Example],
     lists: Mapping[str, Sequence[List]],
 ) -> Rule:
-    """The rule that saves most instructions on the examples by their `gains`; they should not be
-    the model's own training data. `lists` are the candidates of each protocol. Examples of one
-    function should stand together (`score`)."""
+    """The rule that saves most instructions on the examples by their `gains`. Those that the model
+    was trained on will do as long as it does not know them by heart. `lists` are the candidates of
+    each protocol. Examples of one function should stand together (`score`)."""
     candidates = rule(lists).lists
     scores = score(llama, tok, [(e.ir, e.protocol) for e in examples], candidates)
     known = list(zip(examples, scores, strict=True))
