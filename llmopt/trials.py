@@ -226,7 +226,7 @@ def test_split(folder: Path | None = None, methods: Sequence[str] = tuple(MOST))
                 made = compare(
                     rows,
                     methods,
-                    rivals.load(known),
+                    known(),
                     folder,
                     directory,
                     PROTOCOLS,
