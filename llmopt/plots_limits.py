@@ -75,7 +75,8 @@ def cost_by_tokens(times: pd.DataFrame) -> Axes:
     for look, name in zip(SERIES, times.columns.drop("tokens"), strict=False):
         axis.scatter(times.tokens, times[name], s=18, alpha=0.75, label=name, color=look["color"],
                      marker=look["marker"])  # fmt: skip
-    axis.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds")
+    axis.set_xscale("log", base=2)  # more marks than powers of ten
+    axis.set(yscale="log", xlabel="tokens of the prompt", ylabel="milliseconds")
     for each in (axis.xaxis, axis.yaxis):
         each.set_major_formatter("{x:,g}")
         each.set_minor_formatter("")
