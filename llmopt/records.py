@@ -15,6 +15,9 @@ import pandas as pd
 from llmopt import evaluate, judge, labels, passes, pipeline, sandbox
 from llmopt.config import InputError
 
+# Its result hangs on where values lie in memory: of 22,694 recorded uses, 15 counted otherwise in a
+# second run; not one of many did where addresses were held the same (`setarch -R`).
+UNSTEADY = "gvn-sink"
 MISSING = "{}: no record of the released model; `llmopt evaluate --release` makes it"
 
 
@@ -26,6 +29,11 @@ def read(name: str) -> pd.DataFrame:
     about = pd.read_parquet(labels.RELEASED.with_name("functions.parquet"))
     columns = ["id", "project", "suite"]
     return pd.read_parquet(path).merge(about[columns], on="id", validate="many_to_one")
+
+
+def steady(listed: str) -> bool:
+    """Whether a recorded list counts the same whenever it is run: all but those with `UNSTEADY`."""
+    return UNSTEADY not in passes.parse(listed)
 
 
 def write_again(rows: pd.DataFrame, functions: pd.Series, folder: Path) -> pd.DataFrame:
@@ -49,12 +57,13 @@ def write_again(rows: pd.DataFrame, functions: pd.Series, folder: Path) -> pd.Da
 @dataclass(frozen=True)
 class SpotCheck:
     """The model was `asked` again; `same` of the lists were named again. `recounted` rows
-    were compiled again; `differ` are those that came out otherwise."""
+    were compiled again; `differ` are those that came out otherwise, but for `unsteady` ones."""
 
     asked: int
     same: int
     recounted: int
     differ: pd.DataFrame
+    unsteady: int
 
 
 def spot_check(
@@ -83,4 +92,7 @@ def spot_check(
         oz, run = sandbox.shared().run(texts[row.id], row.protocol, lists)
         if (oz.count, run.count) != (row.oz, row.count):
             wrong.append(row.Index)
-    return SpotCheck(len(said), same, int((own.status == "ok").sum()), own.loc[wrong])
+    wrong = own.loc[wrong]
+    firm = wrong.passes.map(steady).astype(bool)
+    recounted = int((own.status == "ok").sum())
+    return SpotCheck(len(said), same, recounted, wrong[firm], int((~firm).sum()))
