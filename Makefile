@@ -59,7 +59,7 @@ bench: env ## Time LLVM in process against opt, and the other benchmarks
 	@$(BIN)/llmopt bench compile $(ARGS)
 
 lab: env ## Open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
 
 clean: ## Remove everything that was made, but .venv
 	@rm -rf build _build .pytest_cache .ruff_cache .hypothesis *.egg-info
