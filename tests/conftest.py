@@ -17,3 +17,11 @@ def sample():
     compiled = frontend.compile(ROOT / "data" / "sample" / "algorithms.c")
     assert compiled.ok, compiled.error
     return ir.split(compiled.ir)
+
+
+def pytest_sessionfinish() -> None:
+    """End the workers that this thread shares, so that the summary is what is printed last."""
+    from llmopt import sandbox, semantics
+
+    sandbox.shared().close()
+    semantics.shared().close()
