@@ -160,7 +160,10 @@ def _generate(source: Source) -> Path:
         target = folder / f"{seed}.c"
         if not target.exists():
             command = [csmith, "--seed", str(seed), *source.arguments]
-            done = subprocess.run(command, capture_output=True, check=True, timeout=600)
+            with tempfile.TemporaryDirectory() as scratch:  # Csmith leaves a file where it runs
+                done = subprocess.run(
+                    command, cwd=scratch, capture_output=True, check=True, timeout=600
+                )
             config.write_atomic(target, done.stdout)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -75,6 +75,7 @@ needs_csmith = pytest.mark.skipif(
 @needs_csmith
 def test_csmith_programs_are_those_of_their_seeds(tmp_path, monkeypatch):
     some = dataclasses.replace(CSMITH, seeds=(5, 7))
+    monkeypatch.chdir(tmp_path)
     folder = sources.obtain(some)
     assert some.list_files(folder) == ["5.c", "6.c", "7.c"]
     texts = [(folder / f"{seed}.c").read_text() for seed in (5, 6, 7)]
@@ -82,6 +83,7 @@ def test_csmith_programs_are_those_of_their_seeds(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMOPT_HOME", str(tmp_path / "other"))
     again = sources.obtain(some)
     assert [(again / f"{seed}.c").read_text() for seed in (5, 6, 7)] == texts
+    assert not (tmp_path / "platform.info").exists()  # Csmith would leave it where one works
 
 
 @needs_csmith
