@@ -496,3 +496,17 @@ def test_a_failing_notebook_fails_the_build_each_time(tmp_path):
         assert done.returncode == 1
         assert "RuntimeError" in done.stderr and "out of cheese" in done.stderr
     assert list((tmp_path / "_build" / "html" / "reports").glob("*.log"))
+
+
+def test_a_cell_has_no_time_limit_at_the_scales_that_take_hours(tmp_path):
+    limited = CONFIG.replace("cache, ", "cache, timeout: 2, ")
+    (tmp_path / "_config.yml").write_text(limited.replace("keyed_cache:", "long_cells:"))
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: a\n")
+    write_notebook(tmp_path / "a.ipynb", "import time\ntime.sleep(4)")
+    command = [sys.executable, str(ROOT / "book" / "build.py")]
+    command += ["--source", str(tmp_path), "--output", str(tmp_path)]
+    for scale, code in (("smoke", 1), ("reference", 0)):
+        env = os.environ | {"LLMOPT_SCALE": scale}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert ("CellTimeoutError" in done.stderr) == bool(code)
