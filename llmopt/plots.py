@@ -7,7 +7,7 @@ computed elsewhere (`metrics`, `evaluate`, the notebooks).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from llmopt.config import PROTOCOLS, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 WIDTH = 6.2  # inches: small enough that the words are still read on a phone
 COLOURS = sns.color_palette("colorblind").as_hex()
@@ -80,6 +81,42 @@ def panels(names: Sequence[str], height: float, **kwargs: object) -> list[Axes]:
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name)
     return list(axes[0])
+
+
+def legend_above(axes: Sequence[Axes], ncols: int | None = None) -> list[Axes]:
+    """One legend for all panels, over them; in one row unless `ncols` says otherwise."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=ncols or len(labels))
+    return list(axes)
+
+
+def improvement_rows(
+    axis: Axes,
+    names: Sequence[str],
+    series: Iterable[tuple[str, Sequence[str], ArrayLike, ArrayLike, ArrayLike]],
+    spread: float,
+    size: float,
+) -> None:
+    """Improvement over -Oz, a row a name from top to bottom, with intervals: a mark of its own for
+    each of `series` (label, the rows it has a value for, values, low and high ends), the marks of a
+    row `spread` apart from first to last."""
+    series = list(series)
+    offsets = np.linspace(-spread / 2, spread / 2, len(series))
+    for offset, look, (label, rows, *numbers) in zip(offsets, SERIES, series, strict=False):
+        middle, low, high = map(np.asarray, numbers)
+        axis.errorbar(
+            middle, [names.index(name) + offset for name in rows],
+            xerr=np.maximum(0, [middle - low, high - middle]), fmt=look["marker"],
+            color=look["color"], capsize=size / 2, markersize=size, label=label,
+        )  # fmt: skip
+    axis.axvline(0, color=GREY, linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set(xlabel="improvement over -Oz")
+    axis.xaxis.set_major_formatter(PercentFormatter(decimals=None))
+    axis.xaxis.set_major_locator(MaxNLocator(4))
+    axis.tick_params(axis="x", labelsize="small")
+    axis.grid(axis="y", visible=False)
 
 
 # --- 01: IR and code size ----------------------------------------------------------------------
@@ -242,9 +279,7 @@ def gain_against_compilations(curves: pd.DataFrame) -> list[Axes]:
     axes[0].set_ylabel("improvement over -Oz")
     axes[0].yaxis.set_major_formatter(PercentFormatter(decimals=1))
     axes[0].set_ylim(bottom=min(0, curves.get("low", curves.percent).min()))
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    return axes
+    return legend_above(axes)
 
 
 @styled
@@ -555,25 +590,12 @@ def improvement_by_method(table: pd.DataFrame) -> list[Axes]:
             ("with_oz_backup", "with_oz_backup_interval", "with -Oz backup"))  # fmt: skip
     for axis in axes:
         rows = table[table.protocol == axis.get_title()]
-        for offset, look, (value, ends, label) in zip((-0.13, 0.13), SERIES, ways, strict=False):
-            low, high = (np.array([pair[side] for pair in rows[ends]]) for side in (0, 1))
-            middle = rows[value].to_numpy()
-            axis.errorbar(
-                middle, [methods.index(m) + offset for m in rows.method],
-                xerr=np.maximum(0, [middle - low, high - middle]), fmt=look["marker"],
-                color=look["color"], capsize=3, markersize=6, label=label,
-            )  # fmt: skip
-        axis.axvline(0, color=GREY, linewidth=1)
-        axis.set_yticks(range(len(methods)), methods)
-        axis.set_ylim(len(methods) - 0.5, -0.5)
-        axis.set(xlabel="improvement over -Oz")
-        axis.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.tick_params(axis="x", labelsize="small")
-        axis.grid(axis="y", visible=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2)
-    return axes
+        series = [
+            (label, rows.method, rows[value], rows[ends].str[0], rows[ends].str[1])
+            for value, ends, label in ways
+        ]
+        improvement_rows(axis, methods, series, spread=0.26, size=6)
+    return legend_above(axes)
 
 
 @styled

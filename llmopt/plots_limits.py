@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from llmopt.plots import COLOURS, GREY, LOOKS, SERIES, WIDTH, line, need, panels, styled
+from llmopt.plots import (
+    COLOURS,
+    GREY,
+    LOOKS,
+    SERIES,
+    WIDTH,
+    improvement_rows,
+    legend_above,
+    line,
+    need,
+    panels,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +48,7 @@ def beyond_window(tables: Mapping[str, pd.DataFrame], used: int) -> list[Axes]:
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("share beyond the window")
     axes[0].yaxis.set_major_formatter(PercentFormatter())
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    return axes
+    return legend_above(axes)
 
 
 @styled
@@ -120,26 +130,12 @@ def two_measures(table: pd.DataFrame) -> list[Axes]:
     axes = panels(list(dict.fromkeys(table.protocol)), 1.6 + 0.4 * len(methods), sharex=True)
     for axis in axes:
         rows = table[table.protocol == axis.get_title()]
-        for offset, look, name in zip(
-            (-0.13, 0.13), SERIES[:2], dict.fromkeys(rows.measure), strict=True
-        ):
-            own = rows[rows.measure == name]
-            axis.errorbar(
-                own.percent, [methods.index(m) + offset for m in own.method],
-                xerr=np.maximum(0, [own.percent - own.low, own.high - own.percent]),
-                fmt=look["marker"], color=look["color"], capsize=3, markersize=6, label=name,
-            )  # fmt: skip
-        axis.axvline(0, color=GREY, linewidth=1)
-        axis.set_yticks(range(len(methods)), methods)
-        axis.set_ylim(len(methods) - 0.5, -0.5)
-        axis.set(xlabel="improvement over -Oz")
-        axis.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.tick_params(axis="x", labelsize="small")
-        axis.grid(axis="y", visible=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2)
-    return axes
+        series = [
+            (measure, own.method, own.percent, own.low, own.high)
+            for measure, own in rows.groupby("measure", sort=False)
+        ]
+        improvement_rows(axis, methods, series, spread=0.26, size=6)
+    return legend_above(axes)
 
 
 @styled
@@ -165,6 +161,4 @@ def gain_for_compilations(curves: pd.DataFrame, marks: pd.DataFrame) -> list[Axe
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.yaxis.set_major_formatter(PercentFormatter(decimals=None))
     axes[0].set_ylabel("improvement over -Oz")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    return axes
+    return legend_above(axes)

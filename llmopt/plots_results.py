@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from llmopt.plots import COLOURS, GREY, SERIES, need, panels, styled
+from llmopt.plots import COLOURS, GREY, SERIES, improvement_rows, legend_above, need, panels, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,27 +23,13 @@ def improvement_by(table: pd.DataFrame, column: str, methods: Sequence[str]) -> 
     axes = panels(list(dict.fromkeys(table.protocol)), 1.3 + 0.42 * len(groups), sharex=True)
     for axis in axes:
         rows = table[table.protocol == axis.get_title()]
-        offsets = np.linspace(-0.24, 0.24, len(methods))
-        for method, offset, look in zip(methods, offsets, SERIES, strict=False):
-            own = rows[rows.method == method]
-            low, high = (np.array([pair[side] for pair in own.interval]) for side in (0, 1))
-            middle = own.percent.to_numpy()
-            axis.errorbar(
-                middle, [groups.index(name) + offset for name in own[column]],
-                xerr=np.maximum(0, [middle - low, high - middle]), fmt=look["marker"],
-                color=look["color"], capsize=2, markersize=4.5, label=method,
-            )  # fmt: skip
-        axis.axvline(0, color=GREY, linewidth=1)
-        axis.set_yticks(range(len(groups)), groups)
-        axis.set_ylim(len(groups) - 0.5, -0.5)
-        axis.set(xlabel="improvement over -Oz")
-        axis.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.tick_params(axis="x", labelsize="small")
-        axis.grid(axis="y", visible=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=len(methods))
-    return axes
+        by_method = {name: rows[rows.method == name] for name in methods}
+        series = [
+            (name, own[column], own.percent, own.interval.str[0], own.interval.str[1])
+            for name, own in by_method.items()
+        ]
+        improvement_rows(axis, groups, series, spread=0.48, size=4.5)
+    return legend_above(axes)
 
 
 # A look for each method that tries several lists; the model's are drawn thicker.
@@ -84,6 +69,4 @@ def improvement_by_compilations(curves: pd.DataFrame, points: pd.DataFrame) -> l
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.yaxis.set_major_formatter(PercentFormatter(decimals=None))
     axes[0].set_ylabel("improvement over -Oz")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=5)
-    return axes
+    return legend_above(axes, ncols=5)
