@@ -19,6 +19,12 @@ LLMOPT_SCALE ?= classroom
 export LLMOPT_SCALE
 BOOK_OUTPUT ?= $(if $(filter classroom,$(LLMOPT_SCALE)),.,build/book-$(LLMOPT_SCALE))
 
+# What a bare container (root, apt-get) lacks is installed there once: $(call debian,packages,what for).
+debian = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+  echo "Installing Debian's $(1) for $(2) ..."; \
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1); } \
+    >$(LOG)/apt.log 2>&1 || echo "  not possible here ($(LOG)/apt.log)"; fi
+
 .PHONY: help env book test lint bench clean lab browser lock
 
 help: ## Show this list
@@ -31,6 +37,8 @@ env: ## Make or update .venv from requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "llmopt: no $(PYTHON) here. Install Python 3.11 to 3.13, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmopt: $(PYTHON) is $$($(PYTHON) -V), and 3.11 to 3.13 is needed. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@mkdir -p $(LOG)
+	@[ "$$(uname -sm)" != "Linux x86_64" ] || $(PYTHON) -c 'import ctypes; ctypes.CDLL("libatomic.so.1")' 2>/dev/null \
+	  || { $(call debian,libatomic1,LLVM); }  # `llmopt doctor` says so where it is still missing
 	@key="$(CURDIR) $$(cksum requirements.lock pyproject.toml)"; \
 	old="$$(cat .venv/llmopt-stamp 2>/dev/null || true)"; \
 	if [ "$$old" != "$$key" ] || [ ! -x $(BIN)/python ]; then \
@@ -65,15 +73,10 @@ clean: ## Remove everything that was made, but .venv
 	@rm -rf build _build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find llmopt tests book -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The browser tests need Chromium. In a bare container (root, apt-get) it is installed once; anywhere
-# else, and where that fails, those tests say how to install it and skip.
+# Where Chromium cannot be installed, the tests that need it say how to and skip.
 browser:
 	@mkdir -p $(LOG)
-	@if ! command -v chromedriver >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "Installing Debian's chromium and chromium-driver for the browser tests ..."; \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; } \
-	    >$(LOG)/browser.log 2>&1 || echo "  not possible here ($(LOG)/browser.log): the browser tests will skip"; \
-	fi
+	@command -v chromedriver >/dev/null || { $(call debian,chromium chromium-driver,the browser tests); }
 
 # Renew the pins (needs `uv`). GPU packages are left out: pip adds what the platform's torch asks for.
 lock:

@@ -150,19 +150,20 @@ def load() -> ctypes.CDLL:
     path = find_library()
     # The Linux wheel makes the links to its own C++ runtime only when Python next starts; loading
     # the real files first makes a freshly installed wheel usable at once.
-    for name in ("libunwind.so.1.0", "libc++abi.so.1.0", "libc++.so.1.0"):
-        for beside in path.parent.rglob(name):
-            ctypes.CDLL(str(beside), mode=ctypes.RTLD_GLOBAL)
-            break
     try:
+        for name in ("libunwind.so.1.0", "libc++abi.so.1.0", "libc++.so.1.0"):
+            for beside in path.parent.rglob(name):
+                ctypes.CDLL(str(beside), mode=ctypes.RTLD_GLOBAL)
+                break
         library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _PROTOTYPES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise InputError(
-            f"{path}: cannot be used as libLLVM 22 ({error}); try `llmopt doctor`"
-        ) from None
+        mend = "set LLMOPT_LIBLLVM to one that can"
+        if "libatomic" in str(error):  # of GCC; a bare container has none
+            mend = "install libatomic (Debian and Ubuntu: apt-get install libatomic1)"
+        raise InputError(f"{path}: cannot be used as libLLVM 22 ({error}); {mend}") from None
     return library
 
 

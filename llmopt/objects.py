@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +22,7 @@ import pandas as pd
 
 from llmopt import ir, metrics, passes, sandbox
 from llmopt.config import InputError
+from llmopt.worker import Worker
 
 TRIPLE = "x86_64-linux-gnu"
 SECONDS, MEMORY_MB = 10, 4096  # of the processor and of address space, for one function
@@ -44,53 +43,17 @@ class Size:
         return self.code + self.constants
 
 
-class Generator:
-    """One restartable process with LLVM's code generator in it. Not thread-safe."""
+class Generator(Worker):
+    """A process with LLVM's code generator in it."""
 
     def __init__(self) -> None:
-        self._worker: subprocess.Popen | None = None
+        super().__init__("llmopt.objects")
 
     def sizes(self, texts: Sequence[str], protocol: str) -> list[Size | None]:
         """The size of the object of each normalised IR, None where there is none: no valid IR, or
         the code generator aborts on it, or takes too long."""
-        return [self._size(ir.module_text(text, protocol)) for text in texts]
-
-    def _size(self, module: str) -> Size | None:
-        if self._worker is None or self._worker.poll() is not None:
-            self.close()
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "llmopt.objects"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        try:
-            self._worker.stdin.write(json.dumps(module).encode() + b"\n")
-            self._worker.stdin.flush()
-            line = self._worker.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        if not line.endswith(b"\n"):
-            self.close()
-            return None
-        answer = json.loads(line)
-        return Size(*answer) if answer else None
-
-    def close(self) -> None:
-        """End the process; the next request starts another."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker.wait()
-            with suppress(BrokenPipeError):
-                self._worker.stdin.close()
-            self._worker.stdout.close()
-            self._worker = None
-
-    def __enter__(self) -> Generator:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        answers = [self.ask(ir.module_text(text, protocol)) for text in texts]
+        return [Size(*answer) if answer else None for answer in answers]
 
 
 def measure(

@@ -3,7 +3,8 @@
 A pass list is flat for people and for the model (`sroa,licm,inline,-Oz`), as in the paper
 (Section II: 122 passes of LLVM 10 and six meta flags). LLVM's pass managers are nested;
 `pipeline` derives the nesting. Every pass of LLVM 22 that is left out is in `EXCLUDED` with its
-reason. What a pass does is not described here: LLVM's own documentation is.
+reason; that `gvn-sink` belongs there came out after the labels had been made with it
+(`records.UNSTEADY`). What a pass does is not described here: LLVM's own documentation is.
 """
 
 from __future__ import annotations

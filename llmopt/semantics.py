@@ -23,7 +23,6 @@ import re
 import resource
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import zlib
@@ -32,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from llmopt import ir
+from llmopt.worker import Worker
 
 SECONDS, RUN_SECONDS = 20.0, 0.5  # for one function, and for one input
 MEMORY_MB = 1024
@@ -122,46 +122,14 @@ def _verdict(agree: list, counted: list[bool], example: dict | None, why: str) -
 # --- the process that runs things ----------------------------------------------------------------
 
 
-class Runner:
-    """One worker process, restarted when it dies. Not thread-safe: one a thread (`shared`)."""
-
-    def __init__(self) -> None:
-        self._worker: subprocess.Popen | None = None
-
-    def ask(self, texts: list[str]) -> dict:
-        if self._worker is None or self._worker.poll() is not None:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "llmopt.semantics"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        try:
-            self._worker.stdin.write(json.dumps(texts).encode() + b"\n")
-            self._worker.stdin.flush()
-            line = self._worker.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        except BaseException:
-            self.close()
-            raise
-        return json.loads(line) if line.endswith(b"\n") else {"why": "the runner died"}
-
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker.communicate()
-            self._worker = None
-
-
 _LOCAL = threading.local()
 
 
-def shared() -> Runner:
-    """This thread's runner."""
-    if not hasattr(_LOCAL, "runner"):
-        _LOCAL.runner = Runner()
-    return _LOCAL.runner
+def shared() -> Worker:
+    """This thread's own process."""
+    if not hasattr(_LOCAL, "worker"):
+        _LOCAL.worker = Worker("llmopt.semantics")
+    return _LOCAL.worker
 
 
 def _main() -> None:

@@ -12,7 +12,7 @@ import pytest
 from llmopt.config import ROOT
 
 RANKS = (
-    {"config", "console", "passes", "ir", "metrics", "journal"},
+    {"config", "console", "passes", "ir", "metrics", "journal", "worker"},
     {"llvm", "frontend", "sources", "tables", "tokenizer", "checkpoints", "scaling", "graph"}
     | {"arithmetic"},
     {"sandbox", "naming", "model"},

@@ -2,6 +2,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import llvmlite.binding as other_llvm
 import pytest
@@ -135,16 +136,46 @@ def test_overrides_are_used_and_checked(variable, function, tmp_path, monkeypatc
     assert str(getattr(llvm, function)()) == sys.executable
 
 
-def test_a_library_that_is_not_llvm_is_refused_by_name(tmp_path):
-    wrong = tmp_path / "libLLVM.so"
-    wrong.write_bytes(b"no library")
+def loading(library: Path) -> str:
+    """What loading it as libLLVM says, in a process of its own."""
     code = (
         "from llmopt import llvm\ntry:\n    llvm.load()\nexcept llvm.InputError as e:\n    print(e)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"LLMOPT_LIBLLVM": str(wrong), "PATH": ""},
+        env={"LLMOPT_LIBLLVM": str(library), "PATH": ""},
         capture_output=True,
         text=True,
     )
-    assert f"{wrong}: cannot be used as libLLVM 22" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_library_that_is_not_llvm_is_refused_by_name(tmp_path):
+    wrong = tmp_path / "libLLVM.so"
+    wrong.write_bytes(b"no library")
+    assert f"{wrong}: cannot be used as libLLVM 22" in loading(wrong)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the Linux wheel's own C++ runtime")
+def test_a_missing_libatomic_is_named_with_the_command_that_mends_it(tmp_path, monkeypatch):
+    pytest.importorskip("ziglang")
+    monkeypatch.setenv("ZIG_LOCAL_CACHE_DIR", str(tmp_path / "zig"))
+    atomic, runtime = tmp_path / "libatomic.so", tmp_path / "libc++.so.1.0"
+    (tmp_path / "empty.c").write_text("int empty;\n")
+    (tmp_path / "libLLVM.so").touch()
+    made = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        "-shared",
+        "-nostdlib",
+        tmp_path / "empty.c",
+        "-o",
+    ]
+    subprocess.run([*made, atomic, "-Wl,-soname,libatomic.so.0"], check=True)
+    subprocess.run([*made, runtime, "-Wl,--no-as-needed", atomic], check=True)
+    said = loading(tmp_path / "libLLVM.so")
+    assert "libatomic.so.0: cannot open shared object file" in said
+    assert "apt-get install libatomic1" in said and said.count("\n") == 1
