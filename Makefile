@@ -25,6 +25,10 @@ debian = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1); } \
     >$(LOG)/apt.log 2>&1 || echo "  not possible here ($(LOG)/apt.log)"; fi
 
+# The system's libraries that the wheels of LLVM and Graphviz count on, and Debian's packages of them.
+NEEDED := libatomic.so.1 libgobject-2.0.so.0 libXext.so.6 libXrender.so.1
+NEEDED_DEBIAN := libatomic1 libglib2.0-0 libxext6 libxrender1
+
 .PHONY: help env book test lint bench clean lab browser lock
 
 help: ## Show this list
@@ -37,8 +41,8 @@ env: ## Make or update .venv from requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "llmopt: no $(PYTHON) here. Install Python 3.11 to 3.13, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmopt: $(PYTHON) is $$($(PYTHON) -V), and 3.11 to 3.13 is needed. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@mkdir -p $(LOG)
-	@[ "$$(uname -sm)" != "Linux x86_64" ] || $(PYTHON) -c 'import ctypes; ctypes.CDLL("libatomic.so.1")' 2>/dev/null \
-	  || { $(call debian,libatomic1,LLVM); }  # `llmopt doctor` says so where it is still missing
+	@[ "$$(uname -s)" != Linux ] || $(PYTHON) -c 'import ctypes, sys; [ctypes.CDLL(n) for n in sys.argv[1:]]' $(NEEDED) 2>/dev/null \
+	  || { $(call debian,$(NEEDED_DEBIAN),LLVM and Graphviz); }  # `llmopt doctor` names what is still missing
 	@key="$(CURDIR) $$(cksum requirements.lock pyproject.toml)"; \
 	old="$$(cat .venv/llmopt-stamp 2>/dev/null || true)"; \
 	if [ "$$old" != "$$key" ] || [ ! -x $(BIN)/python ]; then \

@@ -42,8 +42,8 @@ CANNOT_WRITE = {
 
 @app.command(epilog="Example: llmopt doctor --json")
 def doctor(as_json: Json = False) -> None:
-    """What was found of LLVM, clang and opt, and the command that mends what is missing."""
-    from llmopt import frontend, llvm
+    """What was found of LLVM, clang and Graphviz, and the command that mends what is missing."""
+    from llmopt import frontend, graph, llvm
 
     def library() -> str:
         return f"{llvm.version()} ({llvm.find_library()})"
@@ -52,8 +52,12 @@ def doctor(as_json: Json = False) -> None:
         command, version = frontend.available()
         return f"{version} ({command})"
 
+    def graphviz() -> str:
+        return str(Path(graph.graphviz().__file__).parent)
+
     checks = {}
-    needed = {"libLLVM": library, "clang": clang, "opt": lambda: str(llvm.find_opt())}
+    needed = {"libLLVM": library, "clang": clang, "graphviz": graphviz}
+    needed["opt"] = lambda: str(llvm.find_opt())
     for name, check in needed.items():
         try:
             checks[name] = {"ok": True, "found": check()}
@@ -66,8 +70,8 @@ def doctor(as_json: Json = False) -> None:
         for name, found in checks.items():
             mark = "ok     " if found["ok"] else "missing"
             print(f"{mark} {name:8} {found.get('found') or found['mend']}")
-    # `opt` only serves tests, benchmarks and other LLVMs.
-    if not all(found["ok"] for name, found in checks.items() if name != "opt"):
+    # `opt` only serves tests, benchmarks and other LLVMs, and Graphviz the book.
+    if not (checks["libLLVM"]["ok"] and checks["clang"]["ok"]):
         raise typer.Exit(1)
 
 

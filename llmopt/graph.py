@@ -11,8 +11,7 @@ import html
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-
-import pygraphviz
+from types import ModuleType
 
 from llmopt import ir
 from llmopt.config import InputError
@@ -109,6 +108,18 @@ def words(text: str) -> str:
     return " ".join(out)
 
 
+def graphviz() -> ModuleType:
+    """pygraphviz. `InputError` where a library of the system that it counts on is missing."""
+    try:
+        import pygraphviz
+    except ImportError as error:
+        raise InputError(
+            f"Graphviz cannot be used ({error}); install what it needs (Debian and Ubuntu: "
+            "apt-get install libglib2.0-0 libxext6 libxrender1)"
+        ) from None
+    return pygraphviz
+
+
 def svg(text: str, code: bool | None = None) -> str:
     """The graph of the normalised IR `text` as an SVG element for a page of HTML.
 
@@ -120,7 +131,7 @@ def svg(text: str, code: bool | None = None) -> str:
     if len(found) > MOST:
         raise InputError(f"{len(found)} blocks, {MOST} can be drawn: pass a smaller function")
     code = ir.count(text) <= SMALL if code is None else code
-    places = pygraphviz.AGraph(directed=True, strict=False, ranksep="0.35", nodesep="0.3")
+    places = graphviz().AGraph(directed=True, strict=False, ranksep="0.35", nodesep="0.3")
     places.node_attr.update(shape="box", fixedsize="true", label="")
     number = {block.name: str(i) for i, block in enumerate(found)}  # to Graphviz, %3 has no name
     boxes = {}

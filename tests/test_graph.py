@@ -1,5 +1,6 @@
 """Blocks and edges as they are in the code; a drawing that any page can hold."""
 
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -84,3 +85,10 @@ def test_bad_input_is_said():
     many = "\n".join(f"b{i}:\nret void" for i in range(graph.MOST + 1))
     with pytest.raises(InputError, match="401 blocks"):
         graph.svg(f"define void @f() {{\n{many}\n}}\n")
+
+
+def test_without_graphviz_the_blocks_are_there_and_a_drawing_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    assert len(graph.blocks(WAYS)) == 6
+    with pytest.raises(InputError, match="Graphviz cannot be used .*apt-get install libglib2.0-0"):
+        graph.svg(WAYS)
