@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+import psutil
+
 from llmopt import config
 from llmopt.config import InputError
 
 LANGUAGES = {".c": "c", ".cc": "c++", ".cpp": "c++", ".cxx": "c++"}
-SECONDS = 60.0
+SECONDS, PATIENCE = 60.0, 10  # for one file, of the processor; by the clock so many times as long
 TARGET = "x86_64-linux-gnu"  # fixed: the same bytes on every machine
 STANDARDS = {"c": "-std=gnu17", "c++": "-std=gnu++17"}
 
@@ -81,7 +83,8 @@ def execute(
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
 ) -> Execution:
-    """Run a program without a shell; past `seconds` it is killed with all its children."""
+    """Run a program without a shell. Past `seconds` of the processor's time, or `PATIENCE` times as
+    many by the clock, it is killed with all its children: a busy machine makes nothing fail."""
     start = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -92,13 +95,17 @@ def execute(
         stderr=subprocess.PIPE,
         start_new_session=True,  # a process group of its own, to be killed as one
     )
-    timeout = False
+    timeout, stderr = False, None
     try:
-        _, stderr = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        timeout = True
-        os.killpg(process.pid, signal.SIGKILL)
-        _, stderr = process.communicate()
+        while stderr is None:
+            try:
+                _, stderr = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                late = time.monotonic() - start >= PATIENCE * seconds
+                if late or _processor_seconds(process.pid) >= seconds:
+                    timeout = True
+                    os.killpg(process.pid, signal.SIGKILL)
+                    _, stderr = process.communicate()
     except BaseException:  # an interrupt: the group does not get the terminal's own
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -112,6 +119,16 @@ def execute(
         seconds=time.monotonic() - start,
         timeout=timeout,
     )
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process and the children that it still has have used."""
+    try:
+        parent = psutil.Process(pid)
+        used = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
+    except psutil.Error:  # one has just ended
+        return 0.0
+    return sum(time.user + time.system for time in used)
 
 
 def _zig() -> Path | None:

@@ -158,14 +158,23 @@ def test_a_compilation_over_its_limit_is_ended_and_says_so(tmp_path):
     assert not done.ok and "took over 0.01 s" in done.error
 
 
-def test_a_timeout_ends_the_children_too(tmp_path):
+def test_a_timeout_ends_the_children_too(tmp_path, monkeypatch):
     mark = tmp_path / "still alive"
     child = f"import time; time.sleep(2); open({str(mark)!r}, 'w')"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    monkeypatch.setattr(frontend, "PATIENCE", 2)
     done = frontend.execute([sys.executable, "-c", code], seconds=0.5)
     assert done.timeout and done.signal == 9 and done.returncode is None
     time.sleep(2.2)
     assert not mark.exists()
+
+
+def test_the_limit_is_of_the_processor_and_not_of_the_clock():
+    waits = [sys.executable, "-c", "import time; time.sleep(1.5)"]
+    done = frontend.execute(waits, seconds=0.5)
+    assert done.returncode == 0 and not done.timeout and done.seconds > 1.5
+    done = frontend.execute([sys.executable, "-c", "while True: pass"], seconds=0.5)
+    assert done.timeout and done.signal == 9
 
 
 def test_available_names_path_and_version():
