@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from llmopt.config import InputError
@@ -25,10 +25,15 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._db.execute("pragma journal_mode=wal")
-            self._db.execute("pragma synchronous=normal")
-            self._db.execute("create table if not exists done (key text primary key, value text)")
+            with ExitStack() as failed:
+                self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+                failed.callback(self.close)
+                self._db.execute("pragma journal_mode=wal")
+                self._db.execute("pragma synchronous=normal")
+                self._db.execute(
+                    "create table if not exists done (key text primary key, value text)"
+                )
+                failed.pop_all()
         except sqlite3.DatabaseError as error:
             foreign = "not a database" in str(error) or "malformed" in str(error)
             mend = "delete it to start afresh" if foreign else "mend that and run it again"

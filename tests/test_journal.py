@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_another_connection_sees_a_result_before_it_is_reported(tmp_path):
     on_disk = []
 
     def reported(key, value):
-        with sqlite3.connect(path) as other:
+        with closing(sqlite3.connect(path)) as other:
             on_disk.append(other.execute("select 1 from done where key = ?", (key,)).fetchone())
 
     with journal.Journal(path) as done:
