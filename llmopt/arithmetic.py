@@ -22,8 +22,8 @@ from llmopt.config import InputError
 # What is counted, and which columns hold it: true and as the model says.
 COUNTS = {"before": ("unoptimised", "predicted_before"), "after": ("count", "predicted_after")}
 EDGES = (0, 9, 19, 39, 79, 159, np.inf)  # of bins of true counts, in instructions
-# An integer in IR that is no part of a name, type, label, alignment or length of an array.
-_CONSTANT = re.compile(r"(?<![%@\w.$\"-])(?<!align )-?\d+(?![\w.:]| x )")
+# An integer in IR: no part of a name, type, label, alignment, length of an array or exponent.
+_CONSTANT = re.compile(r"(?<![%@\w.$\"+-])(?<!align )-?\d+(?![\w.:]| x )")
 _VALUE = re.compile(r"%\d+")
 # Sizes of constants by where they begin, and the two kinds of them.
 SIZES = {0: "0", 1: "1", 2: "2–9", 10: "10–99", 100: "100–999", 1000: "1,000 on"}

@@ -141,8 +141,9 @@ def shares(
     gain = (gain * (1.0 if weights is None else weights)).fillna(0.0)
     parts = np.column_stack([np.ones(len(rows)), rows.unoptimised.astype(float), gain])
     outside = tokens.to_numpy()[:, None] > np.asarray(windows)
-    # How often each function is drawn; the first time, once each.
-    drawn = np.random.default_rng(seed).poisson(1.0, (draws, len(rows)))
+    # How often each function is drawn, with its rows of both protocols; the first time, once each.
+    function, ids = pd.factorize(rows.id)
+    drawn = np.random.default_rng(seed).poisson(1.0, (draws, len(ids)))[:, function]
     drawn = np.vstack([np.ones(len(rows)), drawn])
     found = []
     for name, part in zip(MEASURES, parts.T, strict=True):

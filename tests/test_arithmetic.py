@@ -93,3 +93,9 @@ def test_constants_of_more_than_64_bits_are_numbers_too():
     large = REFERENCE.replace("42", str(2**100))
     table = arithmetic.table(arithmetic.constants(TEXT, large, large))
     assert table.true.max() == 2.0**100 and table.right.all()
+
+
+def test_the_exponent_of_a_float_is_no_constant():
+    text = "define double @f1(double %0) {\n%2 = fadd double %0, {}\nret double %2\n}\n"
+    ours, theirs = text.replace("{}", "2.000000e+02"), text.replace("{}", "2.000000e+03")
+    assert arithmetic.constants(ours, ours, theirs) == []

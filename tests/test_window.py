@@ -65,7 +65,12 @@ def test_functions_beyond_a_limit_are_read_from_the_sources(tmp_path):
 
 
 ROWS = pd.DataFrame(
-    {"unoptimised": [10, 20, 30, 40], "oz": [5, 10, 20, 30], "coreset": [5, 9, 18, 23]}
+    {
+        "id": list("abcd"),
+        "unoptimised": [10, 20, 30, 40],
+        "oz": [5, 10, 20, 30],
+        "coreset": [5, 9, 18, 23],
+    }
 )
 TOKENS = pd.Series([100, 200, 300, 400])
 
@@ -83,6 +88,14 @@ def test_shares_are_of_all_functions_instructions_and_gain():
     assert (table[table.window == 200].high > table[table.window == 200].low).all()
     with pytest.raises(InputError, match="no functions"):
         window.shares(ROWS[:0], TOKENS[:0])
+
+
+def test_the_interval_is_over_functions_and_not_over_their_rows():
+    many = pd.concat([ROWS.assign(id=[f"{i}{name}" for name in ROWS.id]) for i in range(20)])
+    twice = pd.concat([many, many])
+    one = window.shares(many, pd.concat([TOKENS] * 20), [200])
+    both = window.shares(twice, pd.concat([TOKENS] * 40), [200])
+    pd.testing.assert_frame_equal(one, both)
 
 
 def test_a_sample_stands_for_its_stratum():
