@@ -81,7 +81,7 @@ def load(folder: Path) -> Rule:
             if worth[protocol].shape != (len(own), len(own)):
                 raise ValueError("what the lists are worth is no square table of them")
         return Rule(lists, worth)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path}: no usable rule beside the model ({error}); name a folder that "
             "`llmopt train` made"

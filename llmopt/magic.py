@@ -24,7 +24,9 @@ from llmopt import extract
 from llmopt.config import InputError, check_protocol, nearest
 
 SUFFIXES = {"--c": ".c", "--cpp": ".cpp", "--ir": ".ll"}
-_IR = re.compile(r"^\s*(?:define|declare|target|source_filename|[%@][-\w$.\"]+ =)\s", re.M)
+_IR = re.compile(
+    r"^\s*(?:define|declare|target (?:datalayout|triple)|source_filename|[%@][-\w$.\"]+ =)\s", re.M
+)
 _CPP = re.compile(
     r"\b(?:template\s*<|class\s+\w+\s*[:{]|namespace\b|using\b|nullptr\b|constexpr\b|operator\b)"
     r"|\w::\w|^\s*#\s*include\s*<\w+>"

@@ -82,7 +82,7 @@ def load(path: Path) -> Values:
             tensors["spread"],
             tuple((tensors[f"weights{i}"], tensors[f"biases{i}"]) for i in layers),
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path}: no usable values of lists ({error}); `llmopt train --rivals` makes them"
         ) from None

@@ -138,7 +138,10 @@ def released() -> pd.DataFrame:
 
 def record(name: str) -> object:
     """A recorded run: `results/NAME.json`."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise InputError(f"{path}: no such record; results/README.md names the command for it")
+    return json.loads(path.read_text())
 
 
 def labels_folder(anew: bool = False) -> Path:

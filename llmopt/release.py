@@ -146,9 +146,12 @@ def _circumstances() -> dict:
 
 
 def _commit() -> str:
-    """The commit that the code is at, or an empty string outside a repository."""
+    """The commit that the code is at, or an empty string outside a repository or without git."""
     command = ["git", "-C", str(config.ROOT), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

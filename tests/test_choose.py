@@ -107,7 +107,7 @@ def test_what_saves_most_in_expectation_is_taken_not_what_is_likeliest():
 
 
 def test_a_folder_without_a_usable_rule_is_refused_by_name(tmp_path):
-    bad = (["gvn"], [[1.0]]), (["-Oz", "gvn"], [[1.0]])
+    bad = (["gvn"], [[1.0]]), (["-Oz", "gvn"], [[1.0]]), (["-Oz", "nosuchpass"], [[1.0] * 2] * 2)
     whole = [json.dumps({p: {"lists": own, "worth": w} for p in PROTOCOLS}) for own, w in bad]
     for text in ("", "{}", *whole):
         (tmp_path / "rule.json").write_text(text)

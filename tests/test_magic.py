@@ -28,6 +28,8 @@ def words(views) -> str:
         ("#include <vector>\nint f();", ".cpp"),
         ("#include <stdio.h>\nint f(int a, int b) { return (a & b) ? a&b : 0; }", ".c"),
         ("@g = global i32 0", ".ll"),
+        ('target triple = "x86_64-linux-gnu"', ".ll"),
+        ("int f(int target) {\n  target = target * 2;\n  return target;\n}", ".c"),
     ],
 )
 def test_the_language_is_guessed(code, suffix):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from llmopt import config, corpus, ir, labels, llvm, pipeline
+from llmopt.config import InputError
 
 
 @pytest.fixture
@@ -107,3 +108,9 @@ def test_wanted_takes_all_of_train_and_the_first_of_the_others(small):
         "test": scale.test_functions,
     }
     assert set(pipeline.test_functions().split) == {"test"}
+
+
+def test_a_record_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "RESULTS", tmp_path)
+    with pytest.raises(InputError, match=r"trials\.json: no such record; results/README"):
+        pipeline.record("trials")

@@ -12,7 +12,7 @@ from llmopt import plots, plots_limits, window
 from llmopt.config import PROTOCOLS, InputError
 
 SHARES = window.shares(
-    pd.DataFrame({"unoptimised": [10, 90], "oz": [5, 40], "coreset": [5, 30]}),
+    pd.DataFrame({"id": ["a", "b"], "unoptimised": [10, 90], "oz": [5, 40], "coreset": [5, 30]}),
     pd.Series([100, 3000]),
 )
 RATES = pd.DataFrame(

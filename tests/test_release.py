@@ -97,3 +97,8 @@ def test_an_unfinished_run_is_not_released(run):
     with pytest.raises(InputError, match="no finished model"):
         release.release(run)
     assert not pipeline.RELEASED.exists()
+
+
+def test_without_git_the_commit_is_not_known_and_nothing_fails(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert release._commit() == ""
