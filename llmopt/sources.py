@@ -142,11 +142,23 @@ def _generate(source: Source) -> Path:
     mend = "install it (Debian and Ubuntu: apt-get install csmith libcsmith-dev)"
     if csmith is None:
         raise MissingSourceError(f"{source.name}: no csmith here; {mend}")
-    found = subprocess.run([csmith, "--version"], capture_output=True, text=True, timeout=60).stdout
+
+    def run(*arguments: str) -> str:
+        with tempfile.TemporaryDirectory() as scratch:  # Csmith leaves a file where it runs
+            return subprocess.run(
+                [csmith, *arguments],
+                cwd=scratch,
+                capture_output=True,
+                check=True,
+                text=True,
+                timeout=600,
+            ).stdout
+
+    found = run("--version")
     if source.version not in found.split():
         raise MissingSourceError(
-            f"{source.name}: {csmith} is {found.split(chr(10))[0]}, and its programs differ from "
-            f"those of the pinned {source.version}; {mend}"
+            f"{source.name}: {csmith} is {found.partition(chr(10))[0]}, and its programs differ "
+            f"from those of the pinned {source.version}; {mend}"
         )
     include = Path(csmith).resolve().parent.parent / "include"
     headers = [path for path in sorted(include.glob("csmith*")) if (path / "csmith.h").exists()]
@@ -159,12 +171,8 @@ def _generate(source: Source) -> Path:
     def generate(seed: int) -> None:
         target = folder / f"{seed}.c"
         if not target.exists():
-            command = [csmith, "--seed", str(seed), *source.arguments]
-            with tempfile.TemporaryDirectory() as scratch:  # Csmith leaves a file where it runs
-                done = subprocess.run(
-                    command, cwd=scratch, capture_output=True, check=True, timeout=600
-                )
-            config.write_atomic(target, done.stdout)
+            program = run("--seed", str(seed), *source.arguments)
+            config.write_atomic(target, program.encode())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(generate, range(source.seeds[0], source.seeds[1] + 1)))
