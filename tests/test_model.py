@@ -48,3 +48,19 @@ def test_bad_names_and_sizes_are_refused():
         model.build("clasroom", 64, 0)
     with pytest.raises(InputError):
         model.build("smoke", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "seconds", "wanted"),
+    [(False, (2.0, 1.0), "no"), (True, (1.0, 2.0), "no"), (True, (2.0, 1.0), "bf16")],
+)
+def test_bfloat16_is_used_where_it_is_faster(monkeypatch, instructions, seconds, wanted):
+    capabilities = {"avx512_bf16": instructions}
+    monkeypatch.setattr(model.torch.cpu, "get_capabilities", lambda: capabilities)
+    timed = iter(seconds)
+    monkeypatch.setattr(model.timeit, "repeat", lambda *_, **__: [next(timed), 9.0])
+    model._bfloat16_pays.cache_clear()
+    try:
+        assert model.fast_precision() == wanted
+    finally:
+        model._bfloat16_pays.cache_clear()
