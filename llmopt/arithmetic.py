@@ -51,21 +51,31 @@ def counts(code: pd.DataFrame) -> pd.DataFrame:
     return found.assign(bin=bins(found.true))
 
 
-def rates(right: pd.Series, groups: pd.Series | Sequence[pd.Series]) -> pd.DataFrame:
-    """How often something is right, in percent, with Wilson's 95% interval: a row a group with
-    `number` of cases, `percent`, `low` and `high`."""
-    from scipy.stats import binomtest
+def rates(
+    right: pd.Series, groups: pd.Series | Sequence[pd.Series], functions: pd.Series
+) -> pd.DataFrame:
+    """How often something is right, in percent, with a 95% interval: a row a group with `number` of
+    cases, `percent`, `low` and `high`.
 
-    found = right.groupby(groups, observed=True, sort=True).agg(number="size", hits="sum")
-    ends = [
-        binomtest(int(row.hits), int(row.number)).proportion_ci(method="wilson")
-        for row in found.itertuples()
-    ]
-    return found.assign(
-        percent=100 * found.hits / found.number,
-        low=[100 * end.low for end in ends],
-        high=[100 * end.high for end in ends],
-    ).drop(columns="hits")
+    The interval is Wilson's for as many draws as a group has `functions` (their ids): what is said
+    of a function once and again, under both protocols or line by line, is much alike.
+    """
+    rows = pd.DataFrame({"right": right, "function": functions})
+    by_group = rows.groupby(groups, observed=True, sort=True)
+    found = by_group.agg(
+        number=("right", "size"), share=("right", "mean"), draws=("function", "nunique")
+    )
+    low, high = _wilson(found.share, found.draws)
+    found = found.assign(percent=100 * found.share, low=100 * low, high=100 * high)
+    return found.drop(columns=["share", "draws"])
+
+
+def _wilson(share: pd.Series, draws: pd.Series, z: float = 1.96) -> tuple[pd.Series, pd.Series]:
+    """Wilson's score interval (Journal of the American Statistical Association, 1927). SciPy's
+    takes whole numbers of hits only."""
+    centre = (share + z**2 / (2 * draws)) / (1 + z**2 / draws)
+    half = np.sqrt(share * (1 - share) / draws + (z / (2 * draws)) ** 2) * z / (1 + z**2 / draws)
+    return (centre - half).clip(lower=0), (centre + half).clip(upper=1)
 
 
 def digits(table: pd.DataFrame) -> pd.DataFrame:
@@ -74,12 +84,13 @@ def digits(table: pd.DataFrame) -> pd.DataFrame:
     from the first digit on."""
     true, said = table.true.astype(str), table.said.astype(str)
     rows = [
-        (what, len(right), at + 1, len(given) == len(right) and given[: at + 1] == right[: at + 1])
-        for what, right, given in zip(table.what, true, said, strict=True)
-        for at in range(len(right))
+        (key, what, len(right), at, len(given) == len(right) and given[:at] == right[:at])
+        for key, what, right, given in zip(table.id, table.what, true, said, strict=True)
+        for at in range(1, len(right) + 1)
     ]
-    found = pd.DataFrame(rows, columns=["what", "length", "digit", "right"])
-    return rates(found.right, [found[name] for name in ("what", "length", "digit")]).reset_index()
+    found = pd.DataFrame(rows, columns=["id", "what", "length", "digit", "right"])
+    groups = [found[name] for name in ("what", "length", "digit")]
+    return rates(found.right, groups, found.id).reset_index()
 
 
 # --- constants in code ---------------------------------------------------------------------------
@@ -139,11 +150,12 @@ def table(found: Iterable[Constant]) -> pd.DataFrame:
 
 
 def kinds(rows: pd.DataFrame) -> pd.DataFrame:
-    """How often constants (columns of `table`) are right, by the size of the true one and by
-    whether it could be copied from the prompt: `rates` with `kind` and `size`."""
+    """How often constants (columns of `table`, and the function's `id`) are right, by the size of
+    the true one and by whether it could be copied from the prompt: `rates` with `kind` and `size`.
+    """
     if rows.empty:
         raise InputError("no constants: none of the lines that were written is one of LLVM's")
     size = pd.cut(rows.true.abs(), [*SIZES, np.inf], labels=list(SIZES.values()), right=False)
     kind = rows.in_prompt.map({True: COPIED, False: COMPUTED})
     groups = [kind.rename("kind"), size.rename("size")]
-    return rates(rows.right.astype(bool), groups).reset_index()
+    return rates(rows.right.astype(bool), groups, rows.id).reset_index()

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from llmopt import arithmetic
 from llmopt.config import InputError
@@ -46,11 +47,18 @@ def test_counts_become_a_row_a_number():
 
 def test_rates_hold_their_share_and_narrow_with_more_cases():
     right = pd.Series([True] * 30 + [False] * 10 + [True] * 3 + [False])
-    table = arithmetic.rates(right, pd.Series(["many"] * 40 + ["few"] * 4))
+    groups, functions = pd.Series(["many"] * 40 + ["few"] * 4), pd.Series(range(44))
+    table = arithmetic.rates(right, groups, functions)
     assert list(table.percent) == [75, 75] and list(table.number) == [4, 40]
     assert (table.low < 75).all() and (table.high > 75).all()
     width = table.high - table.low
     assert width["few"] > 2 * width["many"]
+    for name, hits, of in (("many", 30, 40), ("few", 3, 4)):
+        ends = binomtest(hits, of).proportion_ci(method="wilson")
+        assert list(table.loc[name, ["low", "high"]] / 100) == pytest.approx(list(ends), abs=1e-4)
+    alike = arithmetic.rates(right, groups, functions // 4)
+    assert list(alike.percent) == [75, 75] and list(alike.number) == [4, 40]
+    assert (alike.high - alike.low)["many"] > 1.5 * width["many"]  # 10 functions, not 40
 
 
 def test_digits_are_right_from_the_left():
@@ -80,7 +88,7 @@ def test_a_wrong_constant_is_found_and_a_wrong_line_is_not_judged():
 
 def test_kinds_go_by_size_and_by_what_can_be_copied():
     wrong = arithmetic.constants(TEXT, REFERENCE, REFERENCE.replace("42", "13"))
-    table = arithmetic.kinds(arithmetic.table(wrong)).set_index("kind")
+    table = arithmetic.kinds(arithmetic.table(wrong).assign(id="a")).set_index("kind")
     assert table["size"].astype(str).to_dict() == dict.fromkeys(
         [arithmetic.COPIED, arithmetic.COMPUTED], "10–99"
     )
