@@ -8,7 +8,6 @@ function nothing but a compilation: -Oz is what is shipped then. `tables` sums t
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -29,7 +28,6 @@ from llmopt.prompt import Answer
 AUTOTUNER, MODEL = "autotuner", "model"
 NO_LABEL = "LLVM fails even on -Oz"  # why a function is not in an evaluation
 NO_ROOM = f"the prompt {prompt.NO_ROOM}"
-_CHUNK = 32  # answers that are recorded together
 
 
 @dataclass(frozen=True)
@@ -61,28 +59,25 @@ def answers(
     `on_done` is told of answers.
     """
     what = "list" if passes_only else "full"
+
+    def load() -> Callable[[list[str]], list[dict]]:
+        ask = asker(folder, max_new_tokens, passes_only)
+
+        def about(texts: list[str]) -> list[dict]:
+            # Questions about one function stand together: it is read once for all of them.
+            made = iter(ask([(text, protocol) for text in texts for protocol in protocols]))
+            return [{protocol: asdict(next(made)) for protocol in protocols} for _ in texts]
+
+        return about
+
+    texts = dict(zip(functions.id, functions.ir, strict=True))
+    tell = (lambda texts: on_done(texts * len(protocols))) if on_done else None
     with journal.Journal(directory / f"answers-{'-'.join(protocols)}-{what}.sqlite") as done:
-        known = done.keys()
-        if not known.issuperset(functions.id):
-            ask = asker(folder, max_new_tokens, passes_only)
-            # Like lengths together: little padding. A chunk is asked whole or not at all, so that
-            # an answer never depends on where a run was interrupted.
-            rows = functions.iloc[functions.ir.str.len().argsort(kind="stable")]
-            for at in range(0, len(rows), _CHUNK):
-                chunk = rows.iloc[at : at + _CHUNK]
-                if known.issuperset(chunk.id):
-                    continue
-                # Questions about one function stand together: it is read once for all of them.
-                made = iter(ask([(text, protocol) for text in chunk.ir for protocol in protocols]))
-                for key in chunk.id:
-                    done.put(key, {protocol: asdict(next(made)) for protocol in protocols})
-                if on_done:
-                    on_done(len(chunk) * len(protocols))
-        wanted = set(functions.id)
+        journal.ask(done, load, texts, tell)
         return {
             (key, protocol): _answer(row[protocol])
             for key, row in done.items()
-            if key in wanted
+            if key in texts
             for protocol in protocols
         }
 
@@ -298,9 +293,7 @@ def test_split(folder: Path | None = None) -> Evaluation:
                     on_done=bar.update,
                 )
             for name in ("rows", "code", "meaning"):
-                buffer = io.BytesIO()
-                getattr(made, name).to_parquet(buffer, index=False, compression="zstd")
-                config.write_atomic(directory / f"{name}.parquet", buffer.getvalue())
+                config.write_parquet(directory / f"{name}.parquet", getattr(made, name))
             reasons = {f"prompt and answer over {scale.max_tokens} tokens": long} | made.left_out
             config.write_atomic(directory / "left_out.json", json.dumps(reasons).encode())
     rows, code, meaning = (

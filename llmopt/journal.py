@@ -17,6 +17,8 @@ from pathlib import Path
 
 from llmopt.config import InputError
 
+CHUNK = 32  # texts that `ask` asks about together
+
 
 class Journal:
     """A durable dictionary from string keys to JSON values, in one SQLite file."""
@@ -111,6 +113,32 @@ def run(
         for future, key in flying.items():
             if future.done() and not future.cancelled() and future.exception() is None:
                 record(key, future.result())
+
+
+def ask(
+    journal: Journal,
+    load: Callable[[], Callable[[list[str]], list[dict]]],
+    texts: Mapping[str, str],
+    on_done: Callable[[int], None] | None = None,
+) -> None:
+    """Like `run`, for what reads many texts at once, as a language model does: `load()` is what
+    gives their values in order, and is called only where the journal lacks some.
+
+    Like lengths go together: little padding. A chunk is asked whole or not at all, so that a value
+    never depends on where a run was interrupted. `on_done` is told of texts.
+    """
+    known = journal.keys()
+    if known.issuperset(texts):
+        return
+    values = load()
+    order = sorted(texts, key=lambda key: len(texts[key]))
+    for start in range(0, len(order), CHUNK):
+        chunk = order[start : start + CHUNK]
+        if not known.issuperset(chunk):
+            for key, value in zip(chunk, values([texts[key] for key in chunk]), strict=True):
+                journal.put(key, value)
+            if on_done:
+                on_done(len(chunk))
 
 
 @contextmanager

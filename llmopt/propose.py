@@ -19,7 +19,6 @@ from llmopt.config import InputError
 
 List = tuple[str, ...]
 METHODS = ("model", "priority", "nucleus")
-_CHUNK = 32  # functions whose proposals are recorded together
 
 
 def proposals(
@@ -29,32 +28,32 @@ def proposals(
     protocols: Sequence[str],
     directory: Path,
     samples: int,
-    on_done: Callable[[int], None] | None = None,
 ) -> dict[tuple[str, str], tuple[list[str], float]]:
     """At most `samples` lists that a model names for each function (columns `id`, `ir`) and
     protocol, best first and each once, and the seconds that it took (a share of its batch's).
 
-    Journalled in `directory`, in chunks that do not depend on where a run was interrupted.
+    Journalled in `directory`: an interrupted run goes on with the functions that are missing.
     """
+
+    def load() -> Callable[[list[str]], list[dict]]:
+        ask = proposer(folder, method, samples)
+
+        def about(texts: list[str]) -> list[dict]:
+            started = time.perf_counter()
+            made = ask([(text, protocol) for text in texts for protocol in protocols])
+            seconds = (time.perf_counter() - started) / len(made)
+            own = iter([[passes.format(names) for names in lists] for lists in made])
+            return [
+                {"lists": {protocol: next(own) for protocol in protocols}, "seconds": seconds}
+                for _ in texts
+            ]
+
+        return about
+
+    texts = dict(zip(functions.id, functions.ir, strict=True))
     with journal.Journal(directory / f"{method}-{samples}-{'-'.join(protocols)}.sqlite") as done:
-        known = done.keys()
-        if not known.issuperset(functions.id):
-            ask = proposer(folder, method, samples)
-            rows = functions.iloc[functions.ir.str.len().argsort(kind="stable")]
-            for start in range(0, len(rows), _CHUNK):
-                chunk = rows.iloc[start : start + _CHUNK]
-                if known.issuperset(chunk.id):
-                    continue
-                started = time.perf_counter()
-                made = ask([(text, protocol) for text in chunk.ir for protocol in protocols])
-                seconds = (time.perf_counter() - started) / len(made)
-                own = iter(made)
-                for key in chunk.id:
-                    lists = {p: [passes.format(names) for names in next(own)] for p in protocols}
-                    done.put(key, {"lists": lists, "seconds": seconds})
-                if on_done:
-                    on_done(len(made))
-        rows = {key: done.get(key) for key in functions.id}
+        journal.ask(done, load, texts)
+        rows = {key: done.get(key) for key in texts}
     return {
         (key, protocol): (row["lists"][protocol], row["seconds"])
         for key, row in rows.items()

@@ -24,6 +24,33 @@ def test_runs_what_is_missing_and_nothing_else(tmp_path):
     assert list(found) == sorted(items)
 
 
+def test_texts_are_asked_about_in_whole_chunks_of_like_lengths(tmp_path):
+    texts = {f"k{i:03}": "x" * (i * 7 % 80) for i in range(80)}
+    order = sorted(texts, key=lambda key: len(texts[key]))
+    calls = []
+
+    def load():
+        def values(some):
+            calls.append(some)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return [{"value": len(text)} for text in some]
+
+        return values
+
+    told = []
+    with journal.Journal(tmp_path / "j.sqlite") as done:
+        with pytest.raises(KeyboardInterrupt):
+            journal.ask(done, load, texts, told.append)
+        assert done.keys() == set(order[: journal.CHUNK])
+        journal.ask(done, load, texts, told.append)
+        assert all(done.get(key) == {"value": len(text)} for key, text in texts.items())
+        journal.ask(done, None, texts)  # nothing is missing, so nothing is loaded
+    first, second, again, third = calls
+    assert first == [texts[key] for key in order[: journal.CHUNK]] and again == second
+    assert told == [len(first), len(again), len(third)] == [32, 32, 16]
+
+
 @pytest.mark.parametrize("workers", [None, 2])
 def test_what_was_finished_before_a_failure_is_kept(tmp_path, workers):
     def fails_at_30(number):
