@@ -7,6 +7,7 @@ once more and compared (`arithmetic.constants`). Numbers only: the code is other
 import pandas as pd
 
 from llmopt import arithmetic, pipeline, records
+from llmopt.config import InputError
 
 
 def measure(functions: int) -> pd.DataFrame:
@@ -14,6 +15,8 @@ def measure(functions: int) -> pd.DataFrame:
     code = records.read("code")
     texts = pipeline.test_functions().drop_duplicates("id").set_index("id").ir
     ids = sorted(set(code.id) & set(texts.index))[:functions]
+    if not ids:
+        raise InputError("no test function of this scale is in results/code.parquet")
     again = records.write_again(code[code.id.isin(ids)], texts, pipeline.RELEASED)
     parts = [
         arithmetic.table(arithmetic.constants(texts[row.id], row.reference, row.text)).assign(

@@ -10,7 +10,7 @@ import time
 import torch
 
 from llmopt import generate, model, pipeline, prompt
-from llmopt.config import PROTOCOLS
+from llmopt.config import PROTOCOLS, InputError
 from llmopt.tokenizer import BEFORE, END, PAD, PASSES
 
 BATCH = 32
@@ -49,6 +49,10 @@ def measure(folder, functions: int, max_new_tokens: int) -> dict:
     asked = [(text, protocol) for text in texts for protocol in PROTOCOLS]
     room = llama.config.max_position_embeddings - max_new_tokens
     asked = [pair for pair in asked if len(prompt.encode_prompt(*pair, tok)[0]) < room]
+    if not asked:
+        raise InputError(
+            f"no prompt leaves room for {max_new_tokens} tokens: take a smaller answer"
+        )
     result = {"functions": len(asked), "batch": BATCH, "threads": torch.get_num_threads()}
     for what, most, last in (("lists", 11, BEFORE), ("answers", max_new_tokens, END)):
         started = time.perf_counter()

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 from llmopt import config, dataset, pipeline, prompt, tokenizer, train, validation
@@ -123,9 +124,11 @@ class Bench:
             judge = validation.Curves(
                 tok, self.held, pipeline.coreset(), functions=1000, written=64
             )
-            stream = dataset.batches(data, recipe.tokens_per_batch)
-            few = [int(data.functions[next(stream)][:, [1, 4]].sum()) for _ in range(200)]
-            steps = max(1, round(tokens * len(few) / sum(few)))
+            stream = dataset.batches(
+                data, recipe.tokens_per_batch, recipe.seed, recipe.curriculum, recipe.code_repeats
+            )
+            seen = accumulate(int(data.functions[rows][:, [1, 4]].sum()) for rows in stream)
+            steps = 1 + sum(1 for _ in takewhile(lambda so_far: so_far < tokens, seen))
             recipe = replace(recipe, steps=steps, validate_every=steps, checkpoint_every=steps)
             train.train(data, held, tok, recipe, Path(folder), judge=judge)
             last = json.loads((Path(folder) / "log.jsonl").read_text().splitlines()[-1])

@@ -5,13 +5,13 @@ list leaves, in instructions and in bytes of an x86-64 object. Sizes, not times:
 depend on the machine. Journalled: killed and called again, it goes on.
 """
 
-import hashlib
 import threading
 
 import pandas as pd
 from tqdm import tqdm
 
-from llmopt import config, journal, llvm, objects, passes, pipeline, records
+from llmopt import journal, objects, passes, pipeline, records
+from llmopt.config import InputError
 
 _LOCAL = threading.local()
 
@@ -28,6 +28,8 @@ def measure(functions: int | None = None) -> pd.DataFrame:
     rows = records.read("evaluation")
     texts = pipeline.test_functions().drop_duplicates("id").set_index("id").ir
     ids = sorted(set(rows.id) & set(texts.index))[:functions]
+    if not ids:
+        raise InputError("no test function of this scale is in results/evaluation.parquet")
     rows = rows[rows.id.isin(ids)][objects.KEY]
     oz = rows.assign(passes=passes.format(passes.OZ))
     rows = pd.concat([rows, oz]).drop_duplicates().sort_values(objects.KEY)
@@ -35,8 +37,7 @@ def measure(functions: int | None = None) -> pd.DataFrame:
         f"{row.id}:{row.protocol}:{row.passes}": (texts[row.id], row.protocol, row.passes)
         for row in rows.itertuples()
     }
-    code = hashlib.sha256((config.fingerprint("objects") + llvm.version()).encode()).hexdigest()
-    path = config.home() / "bench" / f"objects-{code[:10]}.sqlite"
+    path = pipeline.stage("objects", ("objects",), ()).with_suffix(".sqlite")
     with (
         journal.Journal(path) as done,
         journal.workers() as pool,

@@ -6,13 +6,12 @@ coreset saves over -Oz. For the too long ones that gain is measured on the first
 uniform sample. Journalled: killed and called again, it goes on.
 """
 
-import hashlib
 from functools import partial
 
 import pandas as pd
 from tqdm import tqdm
 
-from llmopt import config, journal, llvm, pipeline, sources, tokenizer, window
+from llmopt import config, journal, pipeline, sources, tokenizer, window
 
 
 def _task(item: tuple[str, int, bool], tok, lists) -> dict:
@@ -23,13 +22,14 @@ def _task(item: tuple[str, int, bool], tok, lists) -> dict:
 def measure(searched: int = 300) -> tuple[pd.DataFrame, list[str]]:
     """A row a function and protocol (`window.of_example`, `project`, `suite`), and the names of
     sources that cannot be had now."""
-    scale, tok = config.scale(), tokenizer.load(pipeline.find_model(None))
+    model = pipeline.find_model(None)
+    scale, tok = config.scale(), tokenizer.load(model)
     known = pd.DataFrame([window.of_example(e, tok) for e in pipeline.examples("test")])
     about = pipeline.test_functions()[["id", "project", "suite"]].drop_duplicates("id")
     known = known.merge(about, on="id")
     chosen = [s for s in sources.manifest() if scale.name in s.scales and s.split == "test"]
-    code = hashlib.sha256((config.fingerprint("window") + llvm.version()).encode()).hexdigest()
-    folder = config.home() / "bench" / f"window-{code[:10]}"
+    made_of = (pipeline.corpus_folder().name, pipeline.model_digest(model), pipeline.coreset())
+    folder = pipeline.stage("window", ("window",), made_of)
     with journal.workers() as pool, tqdm(desc="read", unit="file", disable=None) as bar:
         long, missing = window.beyond(
             chosen, scale.max_chars, folder, pool, lambda key, value: bar.update()

@@ -227,7 +227,6 @@ def _finish(name: str, rows, value: dict, started: float, release: bool, as_json
     """Report `value`; for a release, write the rows and, into `results/limits.json`, how they came
     about."""
     import datetime
-    import io
     import json
     import os
 
@@ -241,9 +240,7 @@ def _finish(name: str, rows, value: dict, started: float, release: bool, as_json
         "seconds": round(time.time() - started, 1),
     } | value
     if release:
-        buffer = io.BytesIO()
-        rows.to_parquet(buffer, index=False, compression="zstd")
-        config.write_atomic(pipeline.RESULTS / f"{name}.parquet", buffer.getvalue())
+        config.write_parquet(pipeline.RESULTS / f"{name}.parquet", rows)
         path = pipeline.RESULTS / "limits.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         text = json.dumps(dict(sorted((known | {name: value}).items())), indent=1) + "\n"

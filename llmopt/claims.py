@@ -112,7 +112,8 @@ def _seen(protocol: str) -> str:
 
 
 def _cost(protocol: str) -> str:
-    return f"{pipeline.record('training')['seconds'] / 3600:.1f} h of two cores"
+    trained = pipeline.record("training")
+    return f"{trained['seconds'] / 3600:.1f} h of {trained['machine']['cores']} cores"
 
 
 def _same_meaning(protocol: str) -> str:

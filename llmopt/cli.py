@@ -118,7 +118,7 @@ def corpus_read(
     reading = read_folder(Path(path))
     if output:
         functions = reading.functions.drop_duplicates("structural_hash")
-        write_parquet(functions, output / "functions.parquet")
+        config.write_parquet(output / "functions.parquet", functions)
     if as_json:
         columns = ["id", "name", "file", "unoptimised"]
         rows = reading.functions[columns].to_dict("records")
@@ -127,14 +127,6 @@ def corpus_read(
     for row in reading.functions.itertuples():
         print(f"{row.unoptimised:6} {row.file}: {row.name}")
     report_problems(reading.problems)
-
-
-def write_parquet(table, path: Path) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, compression="zstd")
-    config.write_atomic(path, buffer.getvalue())
 
 
 def report_problems(problems: tuple[tuple[str, str], ...]) -> None:
@@ -448,6 +440,8 @@ def evaluate(
     from llmopt import evaluate as evaluation
 
     several = trials.check(methods) if methods else ()
+    if release and several not in ((), tuple(trials.MOST)):
+        raise InputError("--release: with --methods all or none, as a record is replaced whole")
     folder = pipeline.find_model(model)
     rivals, tried = baselines.load(folder), None
     if whole:
@@ -482,7 +476,7 @@ def evaluate(
                         several,
                         trials.known(),
                         folder,
-                        directory,
+                        trials.directory(folder, rows),
                         protocols,
                         pool,
                         progress.update,

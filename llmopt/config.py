@@ -9,12 +9,17 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import io
 import os
 import threading
 import tomllib
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOLS = ("stripped", "minsize")
@@ -119,6 +124,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as parquet, all of it or nothing."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    write_atomic(path, buffer.getvalue())
 
 
 def _code(module: str) -> ast.Module:

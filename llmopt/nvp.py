@@ -75,13 +75,16 @@ def load(path: Path) -> Values:
             about = json.loads(file.metadata()["values"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         layers = range((len(tensors) - 2) // 2)
-        return Values(
+        values = Values(
             tuple(map(passes.parse, about["lists"])),
             tuple(about["features"]),
             tensors["centre"],
             tensors["spread"],
             tuple((tensors[f"weights{i}"], tensors[f"biases{i}"]) for i in layers),
         )
+        if values.predict([""]).shape != (1, len(values.lists)):
+            raise ValueError("the weights do not fit the lists")
+        return values
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path}: no usable values of lists ({error}); `llmopt train --rivals` makes them"

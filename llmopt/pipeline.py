@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import io
 import json
 import os
 import platform
@@ -56,8 +55,8 @@ RELEASED = config.ROOT / "models" / "reference"  # the model that comes with the
 
 
 def stage(name: str, modules: tuple[str, ...], settings: object) -> Path:
-    """The folder of a stage: what it holds depends on nothing but the arguments and our code."""
-    text = f"{config.fingerprint(*modules)}\n{settings!r}"
+    """The folder of a stage: what it holds depends on the arguments, our code and LLVM alone."""
+    text = f"{config.fingerprint(*modules)}\n{llvm.version()}\n{settings!r}"
     key = hashlib.sha256(text.encode()).hexdigest()[:10]
     return config.home() / config.scale().name / f"{name}-{key}"
 
@@ -80,8 +79,8 @@ def corpus_folder() -> Path:
     """Where the current scale's corpus is; `report.json` there tells how it came about."""
     scale = config.scale()
     manifest = hashlib.sha256(sources.MANIFEST.read_bytes()).hexdigest()
-    compilers = (frontend.available()[1], llvm.version())
-    settings = (scale.name, scale.max_functions_per_project, scale.max_chars, manifest, compilers)
+    clang = frontend.available()[1]
+    settings = (scale.name, scale.max_functions_per_project, scale.max_chars, manifest, clang)
     return stage("corpus", ("corpus",), settings)
 
 
@@ -148,7 +147,7 @@ def labels_folder(anew: bool = False) -> Path:
     """Where the current scale's labels are; those of a search of everything, if `anew`."""
     scale = config.scale()
     ids = tuple(wanted().id)  # of what is there: a corpus that lacked a source has other labels
-    settings: tuple = (ids, labelling.Budget.of(scale), llvm.version())
+    settings: tuple = (ids, labelling.Budget.of(scale))
     if scale.released_labels and not anew:
         settings += (hashlib.sha256(labelling.RELEASED.read_bytes()).hexdigest(),)
     return stage("labels", ("labels",), settings)
@@ -253,10 +252,8 @@ def release(folder: Path) -> None:
     labelled = labelling.read(folder / "labels.parquet").id
     table = rows[rows.index.isin(labelled)].sort_index().reset_index()
     table["characters"] = table.ir.str.len().astype("int32")
-    buffer = io.BytesIO()
     columns = ["id", "project", "suite", "split", "language", "characters"]
-    table[columns].to_parquet(buffer, index=False, compression="zstd")
-    config.write_atomic(data / "functions.parquet", buffer.getvalue())
+    config.write_parquet(data / "functions.parquet", table[columns])
 
 
 def processor() -> str:
@@ -297,9 +294,7 @@ def _optimise(path: Path) -> None:
         table["optimised"] = list(executor.map(optimised, rows))
     table = table.dropna(subset=["optimised"]).reset_index(drop=True)
     table["kept"] = _kept(table)
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, compression="zstd")
-    config.write_atomic(path, buffer.getvalue())
+    config.write_parquet(path, table)
 
 
 def _kept(table: pd.DataFrame) -> list[str]:

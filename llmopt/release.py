@@ -9,7 +9,6 @@ from these records and from nothing else.
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import os
 import platform
@@ -30,16 +29,19 @@ def release(run: Path) -> Path:
     """Put the finished training run in the folder `run` into `models/reference`, and its log into
     `results/training.parquet`. Returns the model's folder; raises `InputError` where it is not
     finished."""
-    made = run / "model"
-    if not (made / "rule.json").exists():
+    made, folder = run / "model", pipeline.RELEASED
+    beside = ("rule.json", "baselines.json", "features.skops")
+    if not all((made / name).exists() for name in beside):
         raise InputError(f"{made}: no finished model; `llmopt train -o {run}` goes on with it")
     llama, tok = model.load(made)
-    folder = pipeline.RELEASED
-    folder.parent.mkdir(exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}-new")  # the released one stays until this is whole
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.parent.mkdir(exist_ok=True)
+    model.export(llama.to(torch.float16), tok, fresh)
+    for name in beside:
+        shutil.copy(made / name, fresh / name)
     shutil.rmtree(folder, ignore_errors=True)
-    model.export(llama.to(torch.float16), tok, folder)
-    for name in ("rule.json", "baselines.json", "features.skops"):
-        shutil.copy(made / name, folder / name)
+    fresh.rename(folder)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     _write("training.parquet", pd.DataFrame(rows).astype({"step": "int32"}))
     functions = pipeline.functions()
@@ -129,9 +131,7 @@ def _meaning(rows: pd.DataFrame) -> list[dict]:
 
 
 def _write(name: str, table: pd.DataFrame) -> None:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, compression="zstd")
-    config.write_atomic(pipeline.RESULTS / name, buffer.getvalue())
+    config.write_parquet(pipeline.RESULTS / name, table)
 
 
 def _circumstances() -> dict:

@@ -9,7 +9,6 @@ who choose by looking at the code: by learned values (`nvp`), by reinforcement l
 
 from __future__ import annotations
 
-import io
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ from llmopt import (
     config,
     evaluate,
     journal,
-    llvm,
     metrics,
     passes,
     pipeline,
@@ -149,7 +147,10 @@ def _try(item: tuple[str, str, str, dict], methods: Sequence[str], known: rivals
         out[method] = _row(counts, seconds, each * len(own))
     if "autophase" in methods:
         started = time.perf_counter()
-        walk = known.policies[protocol].walk(text, protocol)
+        try:
+            walk = known.policies[protocol].walk(text, protocol)
+        except InputError as error:  # LLVM can optimise it, but not leave it as it is
+            return {"error": str(error)}
         between = time.perf_counter()
         steps = box.walk(text, protocol, [walk])[0]  # every prefix is a list that it tried
         counts = [run.count if run.ok else None for run in steps]
@@ -191,15 +192,20 @@ def rivals_folder(anew: bool = False) -> Path:
     scale = config.scale()
     rows = pipeline.functions()
     rows = rows[rows.split == "train"].head(scale.rival_functions)  # ids are hashes: a sample
-    ids, steps = tuple(rows.id), scale.policy_steps
-    folder = pipeline.stage("rivals", ("rivals",), (ids, steps, llvm.version()))
+    folder = pipeline.stage("rivals", ("rivals",), (tuple(rows.id), scale.policy_steps))
     with pipeline.alone(folder):
         if not (folder / "made").exists():
-            total = len(PROTOCOLS) * (len(rows) + steps)
+            total = len(PROTOCOLS) * (len(rows) + scale.policy_steps)
             with journal.workers() as pool, tqdm(total=total, desc="rivals", unit="step") as bar:
-                rivals.save(rivals.fit(rows, folder, steps, pool, bar.update), folder)
+                rivals.save(rivals.fit(rows, folder, scale.policy_steps, pool, bar.update), folder)
             (folder / "made").touch()
     return folder
+
+
+def directory(folder: Path, functions: pd.DataFrame) -> Path:
+    """Where trials of functions by the model in `folder` and by `known` are journalled."""
+    digests = pipeline.model_digest(folder), pipeline.model_digest(rivals_folder())
+    return pipeline.stage("trials", ("trials",), (*digests, tuple(functions.id)))
 
 
 def test_split(folder: Path | None = None, methods: Sequence[str] = tuple(MOST)) -> Trials:
@@ -208,41 +214,33 @@ def test_split(folder: Path | None = None, methods: Sequence[str] = tuple(MOST))
     scale, folder = config.scale(), folder or pipeline.model()
     rows, _ = evaluate.test_functions(folder)
     rows = rows[rows.id.isin(pipeline.labels().id)].head(scale.compare_functions)
-    digest = pipeline.model_digest
-    settings = (
-        digest(folder),
-        digest(rivals_folder()),
-        methods,
-        tuple(rows.id),
-    )
-    directory = pipeline.stage("trials", ("trials",), settings)
-    with pipeline.alone(directory):
-        if not (directory / "spent.parquet").exists():  # written last
+    journalled = directory(folder, rows)
+    made = journalled / "-".join(methods)
+    with pipeline.alone(journalled):
+        if not (made / "spent.parquet").exists():  # written last
             total = len(PROTOCOLS) * len(rows)
             with (
                 journal.workers() as pool,
                 tqdm(total=total, desc="compare", unit="question") as bar,
             ):
-                made = compare(
+                tried = compare(
                     rows,
                     methods,
                     known(),
                     folder,
-                    directory,
+                    journalled,
                     PROTOCOLS,
                     pool,
                     bar.update,
                 )
-            write(made, directory)
-    return read(directory)
+            write(tried, made)
+    return read(made)
 
 
 def write(trials: Trials, folder: Path) -> None:
     """`steps.parquet` and `spent.parquet`, the latter last."""
     for name in ("steps", "spent"):
-        buffer = io.BytesIO()
-        getattr(trials, name).to_parquet(buffer, index=False, compression="zstd")
-        config.write_atomic(folder / f"{name}.parquet", buffer.getvalue())
+        config.write_parquet(folder / f"{name}.parquet", getattr(trials, name))
 
 
 def read(folder: Path) -> Trials:

@@ -53,6 +53,9 @@ class Worker:
                 process.stdin.close()
             process.stdout.close()
 
+    def __del__(self) -> None:  # the thread that asked is gone
+        self.close()
+
     def __enter__(self) -> Worker:
         return self
 

@@ -152,6 +152,7 @@ def test_evaluate_compares_methods_that_try_several_lists(model, network_corpus,
         low, high = row["with_oz_backup_interval"]
         assert 0 <= low <= row["with_oz_backup"] <= high and row["compilations"] <= row["tried"]
     assert "the best of several lists" in done.stdout
+    refused(llmopt("evaluate", "--methods", "random", "--release"), "with --methods all or none")
     refused(llmopt(*ask, "--methods", "corset"), "unknown method 'corset' (did you mean 'coreset'")
 
 

@@ -1,5 +1,7 @@
 """Coreset-NVP: values are learned from outcomes, saved without pickle, and put lists in order."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,10 @@ def test_bad_input_is_one_line(learned, tmp_path):
     path = tmp_path / "values.safetensors"
     with pytest.raises(InputError, match=r"values\.safetensors: no usable values"):
         nvp.load(path)
+    for other in ({"lists": LISTS[:2]}, {"features": values.features[1:]}):
+        dataclasses.replace(values, **other).save(path)
+        with pytest.raises(InputError, match=r"values\.safetensors: no usable values"):
+            nvp.load(path)
     values.save(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"values\.safetensors: no usable values"):

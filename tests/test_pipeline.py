@@ -39,6 +39,9 @@ def test_a_stage_is_named_after_code_settings_and_scale(monkeypatch, tmp_path):
     assert one.parent == tmp_path / "smoke" and one.name.startswith("x-")
     assert one != pipeline.stage("x", ("ir",), (1, 3))
     assert one != pipeline.stage("x", ("metrics",), (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.llvm, "version", lambda: "21.1.0")
+        assert one != pipeline.stage("x", ("ir",), (1, 2))
     monkeypatch.setattr(config, "fingerprint", lambda *modules: "edited")
     assert one != pipeline.stage("x", ("ir",), (1, 2))
 

@@ -99,6 +99,22 @@ def test_an_unfinished_run_is_not_released(run):
     assert not pipeline.RELEASED.exists()
 
 
+def test_the_released_model_stays_where_the_next_one_is_not_whole(run, monkeypatch):
+    folder = release.release(run)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release.shutil, "copy", full)
+        with pytest.raises(OSError, match="No space left"):
+            release.release(run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert release.release(run) == folder  # what was left of the failed one is no hindrance
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_without_git_the_commit_is_not_known_and_nothing_fails(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     assert release._commit() == ""
