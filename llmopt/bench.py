@@ -92,7 +92,7 @@ def bench_train(
     from llmopt import model
 
     model.shape(preset)
-    precisions = ["no"] if model.fast_precision() == "no" else ["no", "bf16"]
+    precisions = ["no", "bf16"] if model.has_bfloat16() else ["no"]
     rows = benchmark("train")(preset, precisions, steps, tokens, compiled)
     if as_json:
         emit(rows)

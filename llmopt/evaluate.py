@@ -71,7 +71,7 @@ def answers(
         return about
 
     texts = dict(zip(functions.id, functions.ir, strict=True))
-    tell = (lambda texts: on_done(texts * len(protocols))) if on_done else None
+    tell = (lambda many: on_done(many * len(protocols))) if on_done else None
     with journal.Journal(directory / f"answers-{'-'.join(protocols)}-{what}.sqlite") as done:
         journal.ask(done, load, texts, tell)
         return {

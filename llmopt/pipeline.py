@@ -2,10 +2,10 @@
 
     functions() -> labels() -> examples() -> tokenizer() -> model()
 
-A stage's folder is named after a key over its code (with all it imports), its settings and the
-stage before it: an edit makes what depends on it again and leaves the rest. A notebook asks for
-what it needs; whatever is missing is made then and there, with a progress bar, and a stage that was
-interrupted goes on where it stopped.
+A stage's folder is named after a key over its code (with all it imports), LLVM's version, its
+settings and the stage before it: an edit makes what depends on it again and leaves the rest. A
+notebook asks for what it needs; whatever is missing is made then and there, with a progress bar,
+and a stage that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -28,11 +28,13 @@ def proposals(
     protocols: Sequence[str],
     directory: Path,
     samples: int,
+    on_done: Callable[[int], None] | None = None,
 ) -> dict[tuple[str, str], tuple[list[str], float]]:
     """At most `samples` lists that a model names for each function (columns `id`, `ir`) and
     protocol, best first and each once, and the seconds that it took (a share of its batch's).
 
     Journalled in `directory`: an interrupted run goes on with the functions that are missing.
+    `on_done` is told of questions, a function under a protocol.
     """
 
     def load() -> Callable[[list[str]], list[dict]]:
@@ -51,8 +53,9 @@ def proposals(
         return about
 
     texts = dict(zip(functions.id, functions.ir, strict=True))
+    tell = (lambda many: on_done(many * len(protocols))) if on_done else None
     with journal.Journal(directory / f"{method}-{samples}-{'-'.join(protocols)}.sqlite") as done:
-        journal.ask(done, load, texts)
+        journal.ask(done, load, texts, tell)
         rows = {key: done.get(key) for key in texts}
     return {
         (key, protocol): (row["lists"][protocol], row["seconds"])

@@ -86,8 +86,8 @@ def compare(
     """Run methods on functions (columns `id`, `ir`), each with as many lists as `MOST` says.
 
     `folder` is the model's. Journalled in `directory`. A list on which LLVM fails costs a
-    compilation and finds nothing. Functions on which -Oz fails are left out. `on_done` is told of
-    questions, a function under a protocol, as they are done with.
+    compilation and finds nothing. Functions that LLVM does not take, or on which -Oz fails, are
+    left out. `on_done` is told of questions, a function under a protocol, as they are done with.
     """
     functions = functions.drop_duplicates("id")
     if functions.empty or not methods:
@@ -103,7 +103,7 @@ def compare(
             asked = {method: own[row.id, protocol] for method, own in said.items()}
             items[f"{protocol}:{row.id}"] = (row.id, row.ir, protocol, asked)
     own = tuple(method for method in methods if method not in propose.METHODS)
-    with journal.Journal(directory / f"trials-{'-'.join(methods)}.sqlite") as done:
+    with journal.Journal(directory / f"trials-{'-'.join([*protocols, *methods])}.sqlite") as done:
         tell = (lambda key, row: on_done(1)) if on_done else None
         journal.run(done, partial(_try, methods=own, known=known), items, executor, tell)
         found = {key: done.get(key) for key in items}
@@ -127,9 +127,10 @@ def _try(item: tuple[str, str, str, dict], methods: Sequence[str], known: rivals
     """All methods on one function: `{"oz": ..., "methods": {method: steps and costs}}`."""
     key, text, protocol, asked = item
     box = sandbox.shared()
-    oz = box.run(text, protocol, [passes.OZ])[0]
-    if not oz.ok:
-        return {"error": f"{oz.status}: {oz.message}"}
+    oz, untouched = box.run(text, protocol, [passes.OZ, ()])  # AutoPhase begins with nothing done
+    for run in (oz, untouched):
+        if not run.ok:
+            return {"error": f"{run.status}: {run.message}"}
     lists = {method: ([passes.parse(one) for one in own], s) for method, (own, s) in asked.items()}
     for method in methods:
         if method != "autophase":
@@ -147,10 +148,7 @@ def _try(item: tuple[str, str, str, dict], methods: Sequence[str], known: rivals
         out[method] = _row(counts, seconds, each * len(own))
     if "autophase" in methods:
         started = time.perf_counter()
-        try:
-            walk = known.policies[protocol].walk(text, protocol)
-        except InputError as error:  # LLVM can optimise it, but not leave it as it is
-            return {"error": str(error)}
+        walk = known.policies[protocol].walk(text, protocol)
         between = time.perf_counter()
         steps = box.walk(text, protocol, [walk])[0]  # every prefix is a list that it tried
         counts = [run.count if run.ok else None for run in steps]
